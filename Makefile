@@ -1,0 +1,44 @@
+# make            what there is
+# make search     install if need be, then tune 64 real trials on the built-in digits
+# make test       install if need be, then run every test that is quick
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install search test test-all lint format bench clean
+
+help: ## Say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## Make .venv with everything that development needs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+search: $(INSTALLED) ## Tune softmax regression on digits: 64 trials, no download, no GPU
+	$(BIN)/tune-softmax search experiments/quickstart.yaml
+
+test: $(INSTALLED) ## Run the tests, but for the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(INSTALLED) ## Run all tests, the slow ones too
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED) ## Measure packs against one trial at a time and the bare products
+	$(BIN)/tune-softmax bench packed
+
+clean: ## Remove what the other targets made, but no run
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
