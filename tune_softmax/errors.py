@@ -1,0 +1,102 @@
+"""The errors that tune_softmax raises on purpose, and the exit code that each one means.
+
+TuneSoftmaxError                 2
+├── ExperimentError (ValueError) 2  an experiment file, an option or a configuration is wrong
+├── DataError                    2  a dataset cannot be had, or is not what it says
+├── PackError (ValueError)       2  trials that cannot be trained as one pack
+├── ClusterError                 2  a request that no node can ever meet, or no cluster there
+│   └── ClusterLostError         7  the cluster went away; the run can be resumed
+└── ResultsError                 2  no run there, or not one that this command can use
+    ├── StorageError             4  the run folder cannot be written
+    ├── DamagedRunError          5  the run folder's files contradict themselves
+    ├── RunInUseError            6  another process writes this run
+    └── SearchInterruptedError 130  a signal stopped the search (143 for SIGTERM); resumable
+
+A message says where, the rule, the value received, what is allowed, and what to do next.
+Any other exception is a defect of ours and keeps its traceback.
+"""
+
+import signal
+from pathlib import Path
+
+__all__ = [
+    "ClusterError",
+    "ClusterLostError",
+    "DamagedRunError",
+    "DataError",
+    "ExperimentError",
+    "PackError",
+    "ResultsError",
+    "RunInUseError",
+    "SearchInterruptedError",
+    "StorageError",
+    "TuneSoftmaxError",
+]
+
+
+class TuneSoftmaxError(Exception):
+    """Anything that the user, the machine or the cluster can put right."""
+
+    exit_code = 2
+
+
+class ExperimentError(TuneSoftmaxError, ValueError):
+    """An experiment file, an option or a configuration is wrong."""
+
+
+class DataError(TuneSoftmaxError):
+    """A dataset cannot be had, or is not what it says it is."""
+
+
+class PackError(TuneSoftmaxError, ValueError):
+    """Trials that cannot be trained as one pack."""
+
+
+class ClusterError(TuneSoftmaxError):
+    """A request that no node can ever meet, or no cluster at that address."""
+
+
+class ClusterLostError(ClusterError):
+    """The cluster went away while a search ran; the run can be resumed."""
+
+    exit_code = 7
+
+
+class ResultsError(TuneSoftmaxError):
+    """No run at that path, or not one that this command can use."""
+
+
+class StorageError(ResultsError):
+    """The run folder cannot be written."""
+
+    exit_code = 4
+
+
+class DamagedRunError(ResultsError):
+    """The run folder's files contradict themselves."""
+
+    exit_code = 5
+
+
+class RunInUseError(ResultsError):
+    """Another process writes this run."""
+
+    exit_code = 6
+
+
+class SearchInterruptedError(ResultsError):
+    """A signal stopped a search; everything done is kept, and the run can be resumed.
+
+    Args:
+        number: The signal.
+        run: The run folder.
+        done: How many trials are done.
+        total: Of how many.
+    """
+
+    def __init__(self, number: signal.Signals, run: Path, done: int, total: int) -> None:
+        super().__init__(
+            f"stopped by {number.name}: {done} of {total} trials are done and kept; "
+            f"go on with: tune-softmax resume {run}"
+        )
+        self.exit_code = 128 + number
