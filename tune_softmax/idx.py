@@ -1,0 +1,290 @@
+"""Read IDX files strictly: the format that MNIST and its relatives are published in.
+
+A file is read only if its header and its values agree to the byte; nothing is repaired. Memory
+grows with what the file really holds, never with what its header claims.
+Where files come from and what their values mean is `data.py`'s and `download.py`'s duty.
+"""
+
+import contextlib
+import math
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tune_softmax.errors import DataError
+
+__all__ = [
+    "IMAGES",
+    "LABELS",
+    "MAX_BYTES",
+    "QMNIST_LABELS",
+    "IdxKind",
+    "find_idx",
+    "read_idx",
+    "read_pair",
+    "read_shape",
+]
+
+MAX_BYTES = 4 * 2**30  # values of one file; MNIST's training images are 47 MB
+_CHUNK_BYTES = 2**20
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class IdxKind:
+    """What a file must hold.
+
+    Attributes:
+        meaning: What its values are, for messages.
+        magic: Its first four bytes: 0, 0, type of a value, number of dimensions.
+        dtype: numpy's name of the type; IDX is big-endian.
+    """
+
+    meaning: str
+    magic: bytes
+    dtype: str
+
+
+IMAGES = IdxKind("images", b"\x00\x00\x08\x03", "u1")  # (N, H, W)
+LABELS = IdxKind("labels", b"\x00\x00\x08\x01", "u1")  # (N,)
+QMNIST_LABELS = IdxKind("QMNIST labels", b"\x00\x00\x0c\x02", ">i4")  # (N, 8)
+
+
+class _FaultError(Exception):
+    """What is wrong with the file; the boundary adds which file."""
+
+
+class _Stream(Protocol):
+    def read(self, size: int) -> bytearray:
+        """Return the next `size` bytes; fewer only where the data end."""
+
+    def check_end(self) -> None:
+        """Raise `_FaultError` unless everything has been read."""
+
+
+class _PlainStream:
+    """The bytes of a file that is not compressed."""
+
+    def __init__(self, file: BufferedReader, size: int) -> None:
+        self._file = file
+        self._bytes_left = size
+
+    def read(self, size: int) -> bytearray:
+        buffer = bytearray(min(size, self._bytes_left))
+        num_read = self._file.readinto(buffer)
+        self._bytes_left -= len(buffer)
+        return buffer[:num_read] if num_read < len(buffer) else buffer
+
+    def check_end(self) -> None:
+        if self._bytes_left:
+            raise _FaultError(
+                f"holds {self._bytes_left:,} bytes more than its header says; get the file again"
+            )
+
+
+class _GzipStream:
+    """The bytes of a gzip file that is one whole member, decompressed as far as they are read."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file = file
+        self._inflate = zlib.decompressobj(wbits=31)  # 31: gzip's header and checksum
+
+    def read(self, size: int) -> bytearray:
+        values = bytearray()
+        while len(values) < size and not self._inflate.eof:
+            chunk = self._inflate.unconsumed_tail or self._file.read(_CHUNK_BYTES)
+            output = self._inflate.decompress(chunk, size - len(values))
+            if not chunk and not output and not self._inflate.eof:
+                raise _FaultError(
+                    "the gzip file is cut short: its end is missing; get the file again"
+                )
+            values += output
+        return values
+
+    def check_end(self) -> None:
+        if self.read(1):  # reading on also makes zlib compare the checksum
+            raise _FaultError(
+                "decompresses to more bytes than its header says; get the file again"
+            )
+        trailing = self._inflate.unused_data or self._file.read(len(_GZIP_MAGIC))
+        if trailing:
+            what = "a second member" if trailing.startswith(_GZIP_MAGIC) else "other bytes"
+            raise _FaultError(f"has {what} after the end of the gzip data; get the file again")
+
+
+def find_idx(folder: Path, name: str) -> Path | None:
+    """Return the file `name`.gz or else `name` in `folder`, or None if neither is there.
+
+    The compressed one comes first because published checksums are of it.
+
+    Raises:
+        DataError: The folder may not be looked into.
+    """
+    for path in (folder / f"{name}.gz", folder / name):
+        try:
+            if path.exists():
+                return path
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be found: {_reason(error)}; check the path and its permissions"
+            ) from error
+    return None
+
+
+def read_idx(path: Path, kind: IdxKind) -> NDArray[Any]:
+    """Return the values of one IDX file.
+
+    Args:
+        path: The file; gzip is undone if the name ends in .gz.
+        kind: What it must hold.
+
+    Returns:
+        An array of `kind.dtype` in the file's shape, at least one value in each dimension.
+
+    Raises:
+        DataError: The file cannot be read, or is not exactly one such file.
+    """
+    with _opened(path) as stream:
+        shape = _read_header(stream, kind)
+        dtype = np.dtype(kind.dtype)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        values = stream.read(num_bytes)
+        if len(values) < num_bytes:
+            raise _FaultError(
+                f"its header says {_product(shape)} values, {num_bytes:,} bytes, but only "
+                f"{len(values):,} follow; get the file again"
+            )
+        stream.check_end()
+    return np.frombuffer(values, dtype).reshape(shape)
+
+
+def read_shape(path: Path, kind: IdxKind) -> tuple[int, ...]:
+    """Return the shape that the file's header states, without reading its values.
+
+    Raises:
+        DataError: As for `read_idx`, as far as the header shows it.
+    """
+    with _opened(path) as stream:
+        return _read_header(stream, kind)
+
+
+def read_pair(
+    images_path: Path, labels_path: Path, label_kind: IdxKind = LABELS
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return images and their labels.
+
+    Args:
+        images_path: The file of the images.
+        labels_path: The file of their labels.
+        label_kind: Its form; of QMNIST's columns the first is the class.
+
+    Returns:
+        Images, uint8, (N, H, W), and labels, int64, (N,).
+
+    Raises:
+        DataError: As for `read_idx`; or the two files differ in number.
+    """
+    images = read_idx(images_path, IMAGES)
+    labels = read_idx(labels_path, label_kind)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{labels_path}: must hold a label for each of the {len(images):,} images in "
+            f"{images_path.name}, but holds {len(labels):,}; get both files again"
+        )
+    return images, labels.reshape(len(labels), -1)[:, 0].astype(np.int64)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Stream]:
+    """Open the file, and give every fault found while it is open its path."""
+    try:
+        size = _size(path)
+        with path.open("rb") as file:
+            yield _stream(file, path, size)
+    except zlib.error as error:
+        raise DataError(
+            f"{path}: the gzip data are damaged ({_reason(error)}); get the file again"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {_reason(error)}; check the path and its permissions"
+        ) from error
+    except _FaultError as fault:
+        raise DataError(f"{path}: {fault}") from fault
+
+
+def _size(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise _FaultError("is not a regular file; put the data file there")
+    return status.st_size
+
+
+def _stream(file: BufferedReader, path: Path, size: int) -> _Stream:
+    if size == 0:
+        raise _FaultError("is empty (0 bytes); get the file again")
+    start = file.read(len(_GZIP_MAGIC))
+    file.seek(0)
+    if path.suffix == ".gz":
+        if start != _GZIP_MAGIC:
+            raise _FaultError(
+                f"must be a gzip file, which begins with {_hex(_GZIP_MAGIC)}, but begins with "
+                f"{_hex(start)}; get the file again, or drop .gz from its name if it is not packed"
+            )
+        return _GzipStream(file)
+    if start == _GZIP_MAGIC:
+        raise _FaultError("is a gzip file whose name lacks .gz; rename it")
+    return _PlainStream(file, size)
+
+
+def _read_header(stream: _Stream, kind: IdxKind) -> tuple[int, ...]:
+    magic = bytes(stream.read(len(kind.magic)))
+    if magic != kind.magic:
+        raise _FaultError(
+            f"must begin with {_hex(kind.magic)} ({kind.meaning}), but {_description(magic)}"
+        )
+    num_dimensions = magic[-1]
+    sizes = stream.read(4 * num_dimensions)
+    if len(sizes) < 4 * num_dimensions:
+        raise _FaultError("is cut short within its header; get the file again")
+    shape = struct.unpack(f">{num_dimensions}I", sizes)
+    num_bytes = math.prod(shape) * np.dtype(kind.dtype).itemsize
+    if num_bytes == 0:
+        raise _FaultError(f"its header says {_product(shape)} values: none; get the file again")
+    if num_bytes > MAX_BYTES:
+        raise _FaultError(
+            f"its header says {_product(shape)} values, {num_bytes:,} bytes; at most "
+            f"{MAX_BYTES:,} are read; get the file again"
+        )
+    return shape
+
+
+def _description(magic: bytes) -> str:
+    for kind in (IMAGES, LABELS, QMNIST_LABELS):
+        if magic == kind.magic:
+            return f"begins with {_hex(magic)} ({kind.meaning}); were images and labels exchanged?"
+    if not magic:
+        return "decompresses to nothing; get the file again"
+    return f"begins with {_hex(magic)}; get the file again"
+
+
+def _hex(data: bytes) -> str:
+    return data.hex(" ")
+
+
+def _product(shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{size:,}" for size in shape)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())
