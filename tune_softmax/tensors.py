@@ -1,0 +1,112 @@
+"""A dataset as tensors resident on one device, and the order in which an epoch visits it.
+
+Pixels stay uint8, a quarter of float32's memory traffic; `scale` turns a batch into [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+from tune_softmax.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tune_softmax.data import Dataset, Split
+
+__all__ = ["Images", "TensorData", "sample_order", "scale", "to_images", "to_tensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """One split on a device.
+
+    Attributes:
+        pixels: uint8, (N, D), each row one image, row by row.
+        labels: int64, (N,), in [0, C).
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorData:
+    """What training sees: the training and validation splits, and nothing of the test set.
+
+    Attributes:
+        train: Images to fit.
+        validation: Images to choose by.
+        image_shape: (H, W), with H * W = D.
+        num_classes: C.
+        pixel_max: The pixel value that becomes 1.0.
+    """
+
+    train: Images
+    validation: Images
+    image_shape: tuple[int, int]
+    num_classes: int
+    pixel_max: int
+
+    @property
+    def num_features(self) -> int:
+        """D, the number of pixels of an image."""
+        return prod(self.image_shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.train.pixels.device
+
+
+def to_images(split: Split, device: torch.device | str = "cpu") -> Images:
+    """Copy one split of a dataset to a device."""
+    pixels = torch.tensor(split.images, dtype=torch.uint8).flatten(1)
+    return Images(pixels.to(device), torch.tensor(split.labels, dtype=torch.int64).to(device))
+
+
+def to_tensors(dataset: Dataset, device: torch.device | str = "cpu") -> TensorData:
+    """Copy a dataset's training and validation splits to a device."""
+    return TensorData(
+        train=to_images(dataset.train, device),
+        validation=to_images(dataset.validation, device),
+        image_shape=dataset.image_shape,
+        num_classes=dataset.num_classes,
+        pixel_max=dataset.pixel_max,
+    )
+
+
+def scale(pixels: Tensor, pixel_max: int, out: Tensor | None = None) -> Tensor:
+    """Return pixels as float32 in [0, 1].
+
+    Args:
+        pixels: uint8, any shape.
+        pixel_max: The value that becomes 1.0.
+        out: Where to write, float32, the same shape; a new tensor by default.
+    """
+    return torch.div(pixels, float(pixel_max), out=out)
+
+
+def sample_order(seed: int, epoch: int, num_samples: int) -> Tensor:
+    """Return the order in which an epoch visits the training images.
+
+    It depends on the seed and the epoch alone, so that every trial of a pack, and a trial run by
+    itself, on any device, sees the same mini-batches.
+
+    Args:
+        seed: The experiment's seed.
+        epoch: 1 for the first.
+        num_samples: N.
+
+    Returns:
+        A permutation of 0..N-1, int64, (N,), on the CPU.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+    return torch.randperm(num_samples, generator=generator)
