@@ -59,7 +59,7 @@ def double_precision():
 
 
 @pytest.fixture(scope="module")
-def images() -> TensorData:
+def loaded_images() -> TensorData:
     """Return 6,000 images of Fashion-MNIST where it is there, and `digits` otherwise."""
     folder = os.environ.get("TUNE_SOFTMAX_DATA_DIR", "")
     if (Path(folder) / "FashionMNIST/raw/train-images-idx3-ubyte.gz").exists():
@@ -69,6 +69,12 @@ def images() -> TensorData:
     data = to_tensors(load_dataset(name, validation=validation, train_fraction=train_fraction))
     few = Images(data.validation.pixels[:1000], data.validation.labels[:1000])
     return replace(data, validation=few)
+
+
+@pytest.fixture
+def images(loaded_images):
+    """The same images, with inputs in the dtype that the test computes in."""
+    return replace(loaded_images)
 
 
 def test_the_mixed_pack_is_well_spread():
@@ -457,3 +463,27 @@ def test_a_cuda_device_gives_the_same(images):
         torch.testing.assert_close(
             together[number].curves, alone[number].curves, rtol=1e-6, atol=1e-6
         )
+
+
+def test_a_pack_goes_on_from_the_states_of_another():
+    """Trials that move to a new pack after an epoch end as they would have in the first."""
+    data = random_data()
+    configs = {
+        0: replace(PLAIN, num_epochs=4, momentum=0.9, learning_rate_schedule="cosine"),
+        1: replace(PLAIN, num_epochs=3, batch_size=8, weight_decay=1e-2),
+        2: replace(PLAIN, num_epochs=4, hidden_units=5, momentum=0.5),
+    }
+    stayed = Pack(configs, data, seed=0)
+    left = Pack(configs, data, seed=0)
+    for pack in (stayed, left):
+        pack.train_epoch()
+    states = {number: left.state(number) for number in configs}
+    moved = Pack(configs, data, seed=0, epoch=1, states=states)
+    while stayed.numbers:
+        expected, got = stayed.train_epoch(), moved.train_epoch()
+        assert list(expected) == list(got)
+        for number, metrics in expected.items():
+            assert metrics.validation_loss == pytest.approx(got[number].validation_loss, rel=1e-5)
+    for number in configs:
+        for a, b in zip(stayed.weights(number), moved.weights(number), strict=True):
+            torch.testing.assert_close(a, b)

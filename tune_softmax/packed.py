@@ -16,14 +16,15 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from math import ceil, gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from torch.nn.functional import pad
 
 from tune_softmax.errors import PackError
 from tune_softmax.metrics import EpochMetrics
 from tune_softmax.model import initial_weights, layer_widths
-from tune_softmax.tensors import sample_order, scale
+from tune_softmax.tensors import sample_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tune_softmax.config import Config, Reduction
-    from tune_softmax.tensors import Images, TensorData
+    from tune_softmax.tensors import TensorData
 
-__all__ = ["Pack", "plan_groups"]
+__all__ = ["Pack", "TrialState", "plan_groups"]
 
 # Trials of one batch size with fewer columns than this, all together, share a group with others:
 # a narrow product is inefficient, and costs as many steps as a wide one.
@@ -41,8 +42,14 @@ MIN_COLUMNS = 128
 # They do so only while the group's micro-batch stays at least this long, for below it the fixed
 # cost of a step outweighs the wider product.
 MIN_MICRO_BATCH = 32
+# A product's columns are filled up to a multiple of this: one of 10 takes longer than one of 16.
+COLUMN_MULTIPLE = 8
 # Rows per forward pass over the validation set.
 EVALUATION_ROWS = 512
+
+
+TrialState: TypeAlias = "list[tuple[Tensor, Tensor]]"
+"""Per layer a trial's weights and velocity, float32, (in + 1, out) each, on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +78,10 @@ class Pack:
         seed: int,
         reduction: Reduction = "mean",
         initial_std: float = 0.01,
+        epoch: int = 0,
+        states: Mapping[int, TrialState] | None = None,
     ) -> None:
-        """Draw every trial's initial weights.
+        """Draw every trial's initial weights, or go on from where another pack left them.
 
         Args:
             configs: Hyperparameters by trial number.
@@ -80,13 +89,15 @@ class Pack:
             seed: The experiment's seed.
             reduction: Whether a mini-batch's loss is the mean or the sum over its images.
             initial_std: Standard deviation of the initial weights.
+            epoch: How many epochs the trials have trained already.
+            states: What another pack's `state` gave for each trial, where that is not 0.
 
         Raises:
             PackError: There is no trial to train.
         """
         if not configs:
             raise PackError("a pack needs at least one trial, got none")
-        self.epoch = 0
+        self.epoch = epoch
         self._data = data
         self._seed = seed
         self._reduction: Reduction = reduction
@@ -94,6 +105,10 @@ class Pack:
         self._groups: list[_LinearGroup | _HiddenGroup] = []
         trials = []
         for number, config in configs.items():
+            if states is not None:
+                layers = [(w.to(data.device), v.to(data.device)) for w, v in states[number]]
+                trials.append(_Trial(number, config, layers))
+                continue
             widths = layer_widths(data.num_features, config.hidden_units, data.num_classes)
             layers = []
             for weight in initial_weights(seed, number, widths, initial_std):
@@ -161,6 +176,11 @@ class Pack:
         """
         trials = self._finished | {trial.number: trial for trial in self._trials()}
         return [weights for weights, _ in trials[number].layers]
+
+    def state(self, number: int) -> TrialState:
+        """Return what another pack needs to go on with a trial that still trains."""
+        trials = {trial.number: trial for trial in self._trials()}
+        return [(weights.cpu(), velocity.cpu()) for weights, velocity in trials[number].layers]
 
     def _trials(self) -> list[_Trial]:
         """Copy every trial out of its group."""
@@ -293,53 +313,58 @@ class _Plan:
         return self._table(torch.stack(columns, dim=1) * self._updates)
 
 
-class _Parameter:
+class _Layer:
     """One weight matrix of every trial in a group, its velocity, and how SGD moves them.
 
+    Every step reads one row of each table, so tables are kept as lists of rows.
+
     Args:
-        weights: (..., rows, ...) with every trial's bias apart.
+        weights: Of all trials, biases too.
         velocity: The same shape.
+        penalized: Picks the rows to which weight decay and L1 apply: weights, not biases.
         plan: The group's tables.
         widen: Turns a table (steps, P) into one whose rows broadcast against the weights.
-        penalized: Whether weight decay and L1 apply: to weights, not to biases.
     """
 
     def __init__(
         self,
         weights: Tensor,
         velocity: Tensor,
+        penalized: Callable[[Tensor], Tensor],
         plan: _Plan,
         widen: Callable[[Tensor], Tensor],
-        *,
-        penalized: bool,
     ) -> None:
-        def table(values: Tensor | None) -> Tensor | None:
-            return None if values is None else widen(values)
+        def rows(table: Tensor | None) -> Sequence[Tensor] | None:
+            if table is None:
+                return None
+            if table.stride(0):
+                return widen(table).unbind()
+            return widen(table[:1]).unbind() * len(table)  # the same row for all steps
 
         self._weights = weights
         self._velocity = velocity
+        self._penalized_weights = penalized(weights)
+        self._penalized_velocity = penalized(velocity)
         self._widen = widen
-        self._momentum = table(plan.momentum)
-        self._weight_decay = table(plan.weight_decay) if penalized else None
-        self._l1 = table(plan.l1) if penalized else None
-        self._rates = weights.new_empty(0)
+        self._momentum = rows(plan.momentum)
+        self._weight_decay = rows(plan.weight_decay)
+        self._l1 = rows(plan.l1)
+        self._rates: Sequence[Tensor] = ()
 
     def begin_epoch(self, learning_rates: Tensor) -> None:
         """Take the epoch's step sizes, (steps, P)."""
-        self._rates = self._widen(learning_rates)
+        self._rates = self._widen(learning_rates).unbind()
 
     def begin_step(self, step: int) -> None:
         """Set the velocity to all of the new one but the loss's gradient, which adds itself."""
-        if self._momentum is not None:
-            self._velocity.mul_(self._momentum[step])
-            if self._weight_decay is not None:
-                self._velocity.addcmul_(self._weights, self._weight_decay[step])
-        elif self._weight_decay is not None:
-            torch.mul(self._weights, self._weight_decay[step], out=self._velocity)
-        else:
+        if self._momentum is None:
             self._velocity.zero_()
+        else:
+            self._velocity.mul_(self._momentum[step])
+        if self._weight_decay is not None:
+            self._penalized_velocity.addcmul_(self._penalized_weights, self._weight_decay[step])
         if self._l1 is not None:
-            self._velocity.addcmul_(self._weights.sign(), self._l1[step])
+            self._penalized_velocity.addcmul_(self._penalized_weights.sign(), self._l1[step])
 
     def end_step(self, step: int) -> None:
         """Move the weights by -learning_rate * velocity."""
@@ -350,49 +375,53 @@ class _LinearGroup:
     """Softmax regression: one product for all trials.
 
     Column c*P + p is class c of trial p, so that the softmax over classes runs over contiguous
-    trials.
+    trials. Columns of zeros follow, which stay zero.
     """
 
     def __init__(self, trials: Sequence[_Trial], data: TensorData, reduction: Reduction) -> None:
         self.trials = trials
         self.plan = _Plan([trial.config for trial in trials], data, reduction)
         self._shape = (data.num_classes, len(trials))
+        self._num_columns = data.num_classes * len(trials)
+        num_zeros = -self._num_columns % COLUMN_MULTIPLE
         self._weights, self._velocity = (
-            torch.stack([trial.layers[0][i] for trial in trials], dim=-1).flatten(1)
+            pad(
+                torch.stack([trial.layers[0][i] for trial in trials], dim=-1).flatten(1),
+                (0, num_zeros),
+            )
             for i in (0, 1)
         )
         self._logits = self._weights.new_empty(0)
         self.parameters = [
-            _Parameter(
-                self._weights[rows],
-                self._velocity[rows],
+            _Layer(
+                self._weights,
+                self._velocity,
+                lambda tensor: tensor[:-1],
                 self.plan,
                 # Repeated for every class, so that the innermost loop runs over all columns.
-                lambda table: table.repeat(1, data.num_classes),
-                penalized=penalized,
+                lambda table: pad(table.repeat(1, data.num_classes), (0, num_zeros)),
             )
-            for rows, penalized in ((slice(None, -1), True), (slice(-1, None), False))
         ]
 
     def layers(self, p: int) -> list[tuple[Tensor, Tensor]]:
         """Return a copy of trial p's weights and velocity, (D + 1, C) each."""
-        return [
-            (
-                self._weights.unflatten(1, self._shape)[..., p].clone(),
-                self._velocity.unflatten(1, self._shape)[..., p].clone(),
-            )
-        ]
+        weights, velocity = (
+            tensor[:, : self._num_columns].unflatten(1, self._shape)[..., p].clone()
+            for tensor in (self._weights, self._velocity)
+        )
+        return [(weights, velocity)]
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return logits, (B, C, P), for inputs (B, D + 1)."""
         if self._logits.shape[0] < len(inputs):
             self._logits = inputs.new_empty(len(inputs), self._weights.shape[1])
         logits = torch.mm(inputs, self._weights, out=self._logits[: len(inputs)])
-        return logits.view(-1, *self._shape)
+        by_trial: Tensor = logits[:, : self._num_columns].unflatten(1, self._shape)
+        return by_trial
 
-    def add_gradient(self, inputs: Tensor, residual: Tensor) -> None:
-        """Add the loss's gradient to the velocity, from the residual of the logits."""
-        self._velocity.addmm_(inputs.T, residual.flatten(1))
+    def add_gradient(self, inputs: Tensor, residual: Tensor) -> None:  # noqa: ARG002
+        """Add the loss's gradient to the velocity; the residual is where the logits were."""
+        self._velocity.addmm_(inputs.T, self._logits[: len(inputs)])
 
 
 class _HiddenGroup:
@@ -412,24 +441,22 @@ class _HiddenGroup:
             torch.stack([trial.layers[1][i] for trial in trials]) for i in (0, 1)
         )
         self._hidden = self._first.new_empty(0)
-        self.parameters = []
-        for rows, penalized in ((slice(None, -1), True), (slice(-1, None), False)):
-            self.parameters += [
-                _Parameter(
-                    self._first.unflatten(1, self._shape)[rows],  # (D or 1, P, H)
-                    self._first_velocity.unflatten(1, self._shape)[rows],
-                    self.plan,
-                    lambda table: table.unsqueeze(-1),
-                    penalized=penalized,
-                ),
-                _Parameter(
-                    self._second[:, rows],  # (P, H or 1, C)
-                    self._second_velocity[:, rows],
-                    self.plan,
-                    lambda table: table[..., None, None],
-                    penalized=penalized,
-                ),
-            ]
+        self.parameters = [
+            _Layer(
+                self._first.unflatten(1, self._shape),  # (D + 1, P, H)
+                self._first_velocity.unflatten(1, self._shape),
+                lambda tensor: tensor[:-1],
+                self.plan,
+                lambda table: table.unsqueeze(-1),
+            ),
+            _Layer(
+                self._second,  # (P, H + 1, C)
+                self._second_velocity,
+                lambda tensor: tensor[:, :-1],
+                self.plan,
+                lambda table: table[..., None, None],
+            ),
+        ]
 
     def layers(self, p: int) -> list[tuple[Tensor, Tensor]]:
         """Return a copy of trial p's weights and velocities, (D + 1, H) and (H + 1, C)."""
@@ -456,35 +483,19 @@ class _HiddenGroup:
         self._first_velocity.addmm_(inputs.T, hidden_residual.transpose(0, 1).flatten(1))
 
 
-class _Inputs:
-    """A micro-batch's inputs, (B, D + 1): scaled pixels and a column of ones, in one buffer."""
-
-    def __init__(self, rows: int, data: TensorData) -> None:
-        self._pixels = data.train.pixels.new_empty(rows, data.num_features)
-        self._buffer = torch.ones(rows, data.num_features + 1, device=data.device)
-        self._pixel_max = data.pixel_max
-
-    def gather(self, images: Images, order: Tensor) -> Tensor:
-        pixels = self._pixels[: len(order)]
-        return self.fill(torch.index_select(images.pixels, 0, order, out=pixels))
-
-    def fill(self, pixels: Tensor) -> Tensor:
-        rows = self._buffer[: len(pixels)]
-        scale(pixels, self._pixel_max, out=rows[:, :-1])
-        return rows
-
-
 class _Tally:
     """Sums of cross-entropy and of right answers, one row a step so that nothing synchronizes."""
 
     def __init__(self, num_steps: int, num_trials: int, device: torch.device) -> None:
-        self.loss = torch.empty(num_steps, num_trials, device=device)
-        self.num_correct = torch.empty(num_steps, num_trials, dtype=torch.int64, device=device)
+        self._loss = torch.empty(num_steps, num_trials, device=device)
+        self._num_correct = torch.empty(num_steps, num_trials, dtype=torch.int64, device=device)
+        self.loss_rows = self._loss.unbind()
+        self.num_correct_rows = self._num_correct.unbind()
 
     def means(self, num_samples: int) -> list[tuple[float, float]]:
         """Return (loss, accuracy) for each trial."""
-        losses = self.loss.sum(0, dtype=torch.float64) / num_samples
-        accuracies = self.num_correct.sum(0).to(torch.float64) / num_samples
+        losses = self._loss.sum(0, dtype=torch.float64) / num_samples
+        accuracies = self._num_correct.sum(0).to(torch.float64) / num_samples
         return list(zip(losses.tolist(), accuracies.tolist(), strict=True))
 
 
@@ -493,23 +504,24 @@ def _train_epoch(
 ) -> list[tuple[float, float]]:
     """Walk the training set once in micro-batches; return each trial's loss and accuracy."""
     plan = group.plan
-    inputs = _Inputs(plan.rows, data)
+    buffer = data.train_inputs.new_empty(plan.rows, data.num_features + 1)
     tally = _Tally(plan.num_steps, len(group.trials), data.device)
     learning_rates = plan.learning_rates(epoch)
     for parameter in group.parameters:
         parameter.begin_epoch(learning_rates)
-    labels = data.train.labels[order].split(plan.rows)
+    loss_weights = plan.loss_weights.unbind()
+    targets = _targets(data.train.labels[order], len(group.trials)).split(plan.rows)
     for step, micro_batch in enumerate(order.split(plan.rows)):
         for parameter in group.parameters:
             parameter.begin_step(step)
-        x = inputs.gather(data.train, micro_batch)
+        x = buffer[: len(micro_batch)]
+        torch.index_select(data.train_inputs, 0, micro_batch, out=x)
         logits = group.logits(x)
-        denominator = _tally_softmax(logits, labels[step], tally, step)
-        weights = plan.loss_weights[step]  # (P,)
+        denominator = _tally_softmax(logits, targets[step], tally, step)
         # The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60.
-        logits.mul_((weights / denominator).unsqueeze(1))
-        index = labels[step].view(-1, 1, 1).expand(-1, 1, len(weights))
-        logits.scatter_add_(1, index, -weights.expand(index.shape))
+        weights = loss_weights[step]  # (P,)
+        logits.mul_(weights / denominator)
+        logits.scatter_add_(1, targets[step], (-weights).expand_as(denominator))
         group.add_gradient(x, logits)
         for parameter in group.parameters:
             parameter.end_step(step)
@@ -519,32 +531,34 @@ def _train_epoch(
 def _evaluate(group: _LinearGroup | _HiddenGroup, data: TensorData) -> list[tuple[float, float]]:
     """Return each trial's loss and accuracy on the validation set."""
     images = data.validation
-    inputs = _Inputs(min(EVALUATION_ROWS, len(images)), data)
     tally = _Tally(ceil(len(images) / EVALUATION_ROWS), len(group.trials), data.device)
-    labels = images.labels.split(EVALUATION_ROWS)
-    for step, pixels in enumerate(images.pixels.split(EVALUATION_ROWS)):
-        logits = group.logits(inputs.fill(pixels))
-        _tally_softmax(logits, labels[step], tally, step)
+    targets = _targets(images.labels, len(group.trials)).split(EVALUATION_ROWS)
+    for step, x in enumerate(data.validation_inputs.split(EVALUATION_ROWS)):
+        _tally_softmax(group.logits(x), targets[step], tally, step)
     return tally.means(len(images))
 
 
-def _tally_softmax(logits: Tensor, labels: Tensor, tally: _Tally, step: int) -> Tensor:
+def _targets(labels: Tensor, num_trials: int) -> Tensor:
+    """Return labels as an index into logits, (N, 1, P)."""
+    return labels.view(-1, 1, 1).expand(-1, 1, num_trials)
+
+
+def _tally_softmax(logits: Tensor, targets: Tensor, tally: _Tally, step: int) -> Tensor:
     """Record cross-entropy and right answers; turn logits z into exp(z - max z).
 
     Args:
         logits: (B, C, P), overwritten.
-        labels: int64, (B,).
+        targets: int64, (B, 1, P).
         tally: Where sums over the batch are recorded.
         step: In which row.
 
     Returns:
-        The softmax's denominator, (B, P).
+        The softmax's denominator, (B, 1, P).
     """
-    largest, predicted = logits.max(dim=1)  # (B, P)
-    logits.sub_(largest.unsqueeze(1))
-    index = labels.view(-1, 1, 1).expand(-1, 1, logits.shape[2])
-    of_label = logits.gather(1, index).squeeze(1)  # (B, P)
-    denominator = logits.exp_().sum(1)
-    torch.sum(denominator.log().sub_(of_label), 0, out=tally.loss[step])
-    torch.sum(predicted == labels.unsqueeze(1), 0, out=tally.num_correct[step])
+    largest, predicted = logits.max(dim=1, keepdim=True)
+    logits.sub_(largest)
+    of_label = logits.gather(1, targets)
+    denominator = logits.exp_().sum(1, keepdim=True)
+    torch.sum(denominator.log().sub_(of_label), (0, 1), out=tally.loss_rows[step])
+    torch.sum(predicted.eq_(targets), (0, 1), out=tally.num_correct_rows[step])
     return denominator
