@@ -1,0 +1,34 @@
+"""What a run was made with: versions and hardware, for `environment.json` and `doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["describe"]
+
+PACKAGES = ("tune-softmax", "torch", "torchvision", "ray", "optuna", "pandas", "numpy")
+
+
+def describe() -> dict[str, object]:
+    """Return versions and hardware of this machine, without importing what is heavy."""
+    return {
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "system": platform.platform(),
+        "processor": _processor(),
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name, which Linux tells in a file alone."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
