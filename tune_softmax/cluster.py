@@ -1,0 +1,188 @@
+"""Where a search runs: a local Ray cluster of its own, or an existing one by address.
+
+It says what is there and refuses what can never be met; what runs on it is not its business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from tune_softmax.errors import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tune_softmax.experiment import Resources
+
+__all__ = ["Cluster", "Node", "connect"]
+
+# Ray puts sockets below its folder, and a socket's path may be 107 bytes long at most.
+MAX_FOLDER_LENGTH = 40
+# The dataset is what the object store holds; Ray asks for at least 75 MB.
+OBJECT_STORE_BYTES = 512 * 2**20
+CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine of the cluster.
+
+    Attributes:
+        name: Its address.
+        num_cpus: CPUs that Ray may give out.
+        num_gpus: GPUs that Ray may give out.
+    """
+
+    name: str
+    num_cpus: float
+    num_gpus: float
+
+    def num_packs(self, resources: Resources) -> int:
+        """Return how many packs fit on the node side by side."""
+        fit = int(self.num_cpus // resources.cpus_per_pack)
+        if resources.gpus_per_pack:
+            per_gpu = int(1 / resources.gpus_per_pack)
+            fit = min(fit, int(self.num_gpus) * per_gpu)
+        return fit
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The cluster that this process is connected to.
+
+    Attributes:
+        address: Of its head; None for a local cluster of our own.
+        folder: Where Ray may write; gone when the search ends.
+    """
+
+    address: str | None
+    folder: Path
+
+    def nodes(self) -> list[Node]:
+        """Return the machines that are alive now."""
+        return [
+            Node(
+                node["NodeManagerAddress"],
+                node["Resources"].get("CPU", 0.0),
+                node["Resources"].get("GPU", 0.0),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    def num_packs(self, resources: Resources) -> int:
+        """Return how many packs run side by side.
+
+        Raises:
+            ClusterError: No node could ever run a single one.
+        """
+        nodes = self.nodes()
+        fit = sum(node.num_packs(resources) for node in nodes)
+        if not fit:
+            largest = max(nodes, key=lambda node: (node.num_gpus, node.num_cpus))
+            raise ClusterError(
+                f"a pack asks for {resources.cpus_per_pack} CPUs and {resources.gpus_per_pack:g} "
+                f"GPUs on one node; the largest of {len(nodes)} has {largest.num_cpus:g} CPUs and "
+                f"{largest.num_gpus:g} GPUs ({largest.name}): lower resources.cpus_per_pack or "
+                "resources.gpus_per_pack, or add such a node"
+            )
+        return min(fit, resources.max_concurrent_packs or fit)
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[Future[Cluster]]:
+    """Connect to a Ray cluster for as long as the context lasts.
+
+    Connecting takes seconds of waiting, so it goes on in the background; ask for its result.
+
+    Args:
+        address: HOST:PORT of a cluster's head; None starts a local cluster of our own, whatever
+            other Ray runs on this machine or is named in the environment.
+
+    Yields:
+        The cluster to be; its `result()` raises ClusterError where there is no cluster at the
+        address, or it does not let us in.
+    """
+    folder = _private_folder()
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the ledger holds the results
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `search` stops well by itself
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)  # Ray's own snapshots are not read
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # `search` counts what fits
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        connecting = executor.submit(_connect, address, folder)
+        try:
+            yield connecting
+        finally:
+            wait([connecting])
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(address: str | None, folder: Path) -> Cluster:
+    if address is None:
+        _start_local(folder)
+    else:
+        _join(address)
+    return Cluster(address, folder)
+
+
+def _private_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="tune-softmax-"))
+    if len(str(folder)) > MAX_FOLDER_LENGTH:
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="tune-softmax-", dir="/tmp"))
+    return folder
+
+
+def _start_local(folder: Path) -> None:
+    """Start a cluster that nobody else can find or enter."""
+    # Ray turns token authentication on by itself where no mode is set; a token in this process's
+    # environment reaches its children, and needs no file in a home that may be read-only.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(folder),
+    )
+
+
+def _join(address: str) -> None:
+    _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"--address {address}: Ray says {str(error).splitlines()[0]!r}; start the head with "
+            "`ray start --head`, and use the same Ray version and authentication token here"
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nothing listens, which Ray would wait for."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"--address {address!r}: write HOST:PORT, for example 10.0.0.5:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"--address {address}: no Ray cluster answers there ({error}); start its head with "
+            "`ray start --head --port=6379`, or leave --address out to run on this machine"
+        ) from error
