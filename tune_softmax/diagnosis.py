@@ -1,0 +1,45 @@
+"""What `doctor` says: whether this machine has what a search needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from tune_softmax import environment
+from tune_softmax.data import default_data_dir
+
+__all__ = ["examine"]
+
+
+def examine(data_dir: Path | None) -> list[str]:
+    """Examine this machine.
+
+    Args:
+        data_dir: Where datasets are; the default folder if None.
+
+    Returns:
+        One line a fact.
+    """
+    facts = environment.describe()
+    packages = facts["packages"]
+    assert isinstance(packages, dict)
+    folder = data_dir or default_data_dir()
+    found = sorted(path.parent.name for path in folder.glob("*/raw")) if folder.is_dir() else []
+    free = shutil.disk_usage(Path.cwd()).free
+    return [
+        f"python     {facts['python']} on {facts['system']}",
+        f"packages   {', '.join(f'{name} {release}' for name, release in packages.items())}",
+        f"processor  {facts['processor']}, {facts['num_cpus']} CPUs to use",
+        f"cuda       {_gpus()}",
+        f"data       {folder}: {', '.join(found) if found else 'no dataset yet'}; digits built in",
+        f"disk       {free / 2**30:.1f} GiB free here",
+    ]
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU; packs train on the CPU"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{', '.join(names)}; use one with --gpus-per-pack 1"
