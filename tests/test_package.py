@@ -1,0 +1,283 @@
+"""The package as a whole: public names, the one way that imports point, and what loads when."""
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tune_softmax"
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+# From low to high: a module imports only from those before it. Imports for the type checker
+# count too, because a type from above is knowledge of what is above.
+ORDER = [
+    "errors",
+    "seeding",
+    "config",
+    "metrics",
+    "idx",
+    "download",
+    "data",
+    "strict_yaml",
+    "problems",
+    "space",
+    "experiment",
+    "tensors",
+    "model",
+    "training",
+    "packed",
+    "bench",
+    "ledger",
+    "results",
+    "progress",
+    "tables",
+    "pictures",
+    "study",
+    "asha",
+    "cluster",
+    "environment",
+    "worker",
+    "driver",
+    "search",
+    "single",
+    "chosen",
+    "diagnosis",
+    "cli",
+]
+ENGINE = ["tensors", "model", "training", "packed", "bench"]
+LIGHT = ["errors", "seeding", "config", "metrics"]
+
+
+def syntax(module):
+    """Return a module's syntax tree."""
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def is_for_types(node):
+    """Say whether a statement is `if TYPE_CHECKING`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imported(tree, *, with_types=True):
+    """Return the dotted names that a tree imports anywhere, inside functions too."""
+    names = set()
+    left = [tree]
+    while left:
+        node = left.pop()
+        if is_for_types(node) and not with_types:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import: {ast.unparse(node)}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        left += ast.iter_child_nodes(node)
+    return names
+
+
+def own_imports(module, *, with_types=True):
+    """Return which of our modules a module imports."""
+    names = imported(syntax(module), with_types=with_types)
+    return {name.split(".")[1] for name in names if name.startswith("tune_softmax.")}
+
+
+def others_imports(module, *, with_types=True):
+    """Return which other packages a module imports."""
+    names = imported(syntax(module), with_types=with_types)
+    return {name.split(".")[0] for name in names} - {"tune_softmax", "__future__"}
+
+
+def loaded_by(code, *arguments):
+    """Run code in a fresh process and return which top-level packages it has loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+RUN_COMMAND = """
+import sys
+from tune_softmax.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+def test_the_order_names_every_module_once():
+    """A new module takes its place in the order."""
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module):
+    """A module imports only from modules before it, so there is no cycle."""
+    assert own_imports(module) <= set(ORDER[: ORDER.index(module)])
+
+
+def test_the_two_ways_to_train_do_not_know_each_other():
+    """What packs must agree with is not what they are made of; a test joins them."""
+    assert "packed" not in own_imports("training")
+    assert "training" not in own_imports("packed")
+
+
+@pytest.mark.parametrize(
+    ("library", "modules"),
+    [("ray", {"driver", "worker", "asha", "cluster"}), ("optuna", {"study"})],
+)
+def test_a_library_is_named_where_it_belongs(library, modules):
+    """Ray and Optuna each have their modules, and no other names them."""
+    assert {module for module in MODULES if library in others_imports(module)} == modules
+
+
+@pytest.mark.parametrize("module", ENGINE)
+def test_the_engine_needs_torch_alone(module):
+    """It runs where only torch is; types may come from elsewhere, for they do not run."""
+    assert own_imports(module, with_types=False) <= {*ENGINE, *LIGHT}
+    allowed = {"torch", "numpy", *sys.stdlib_module_names}
+    assert others_imports(module, with_types=False) <= allowed
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_the_engine_stands_on_needs_nothing(module):
+    """The lowest modules import the standard library alone."""
+    assert others_imports(module) <= sys.stdlib_module_names
+
+
+def test_the_engine_loads_torch_alone():
+    """In a fresh process the bench, the highest of the engine, brings in no other library."""
+    heavy = {"ray", "optuna", "pandas", "pydantic", "sqlalchemy", "rich", "sklearn", "yaml"}
+    assert not loaded_by("import tune_softmax.bench") & heavy
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["search", "--help"],
+        ["bench", "packed", "--help"],
+        ["validate", "experiments/mlp.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_quick_commands_load_nothing_heavy(arguments):
+    """Help and the check of an experiment file start without torch, Ray and the like."""
+    heavy = {"torch", "ray", "optuna", "pandas", "sqlalchemy", "sklearn", "matplotlib"}
+    assert not loaded_by(RUN_COMMAND, *arguments) & heavy
+
+
+def test_results_load_neither_torch_nor_ray():
+    """Dataframes are read where neither is wanted."""
+    assert not loaded_by("import tune_softmax.results, tune_softmax.tables") & {"torch", "ray"}
+
+
+def test_nothing_happens_on_import(tmp_path):
+    """Importing every module makes no folder and no file, and sets up no logging."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    code = """
+import importlib, logging, sys
+for name in sys.argv[1:]:
+    importlib.import_module(f"tune_softmax.{name}")
+assert not logging.getLogger().handlers
+assert not logging.getLogger("tune_softmax").handlers
+"""
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "RAY_"))},
+        "HOME": str(home),
+        "MPLCONFIGDIR": str(elsewhere),  # where matplotlib keeps its list of fonts
+    }
+    subprocess.run([sys.executable, "-c", code, *MODULES], check=True, cwd=home, env=environment)
+    assert list(home.iterdir()) == []
+
+
+def public_names(module):
+    """Return the functions, classes and type aliases that a module defines without underscore.
+
+    Constants in capitals serve their own module; `__all__` may list one that serves others.
+    """
+    names = set()
+    for node in syntax(module).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_") and not name.isupper()}
+
+
+def listed_names(module):
+    """Return a module's `__all__` as it is written."""
+    for node in syntax(module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return None
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_are_sorted(module):
+    """`__all__` lists constants, then classes, then functions, each sorted, none twice."""
+    listed = listed_names(module)
+    assert listed
+    assert len(set(listed)) == len(listed)
+    assert listed == sorted(listed, key=lambda name: (not name.isupper(), name[0].islower(), name))
+
+
+# A logger is a module's own; an experiment's parts are public from the module that reads them.
+NOT_LISTED = {"logger"}
+LISTED_FROM_ELSEWHERE = {
+    "experiment": {"Choice", "Domain", "IntRange", "LogUniform", "Space", "Uniform", "Value"}
+}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "cli"])
+def test_public_names_are_exact(module):
+    """`__all__` holds every public name that the module defines, and no other.
+
+    Not so `cli`, whose commands are public through its `app`.
+    """
+    listed = {name for name in listed_names(module) if not name.isupper()}
+    listed -= LISTED_FROM_ELSEWHERE.get(module, set())
+    assert listed == public_names(module) - NOT_LISTED
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_listed_names_exist(module):
+    """`from module import *` would find every name of `__all__`."""
+    tree = syntax(module)
+    bound = {name.rpartition(".")[2] for name in imported(tree)}
+    for node in tree.body:
+        bound |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        bound |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set()
+    assert set(listed_names(module)) <= bound
+
+
+def test_there_is_no_module_without_a_duty():
+    """A helper lives with its only user, or in a module with a duty."""
+    assert not {"utils", "util", "helpers", "helper", "common", "misc"} & set(MODULES)
+
+
+@pytest.mark.parametrize("module", ["__init__", *MODULES])
+def test_a_module_says_its_duty_first(module):
+    """Every module opens with a docstring whose first line is a whole sentence."""
+    docstring = ast.get_docstring(syntax(module))
+    assert docstring is not None
+    assert docstring.splitlines()[0].endswith((".", ":"))
+
+
+def test_the_installed_version_is_the_projects():
+    """The environment holds this version, not an older install."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert version("tune-softmax") == project["version"]
