@@ -8,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 _TYPE_BYTES = {np.dtype(np.uint8): 0x08, np.dtype(np.int32): 0x0C}
+
+# Continuous integration judges a change by the same examples each time; elsewhere they are new.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 IdxWriter = Callable[[Path, NDArray[np.generic]], None]
 

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tune_softmax.errors import ExperimentError
@@ -183,6 +183,8 @@ PLAIN = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(["a", "1e3", "no", "x y"]), PLAIN))
+@example({"a": "\x85"})
+@example({"a": " \u2028x\n"})
 def test_what_is_written_reads_back_equal(value):
     """Plain values survive `dump` and `read` with their types."""
     document = read(dump(value), "x")

@@ -284,6 +284,9 @@ class _Reader:
         self.stand_ins.add(path)
 
 
+_LINE_BREAKS = frozenset("\n\r\x85\u2028\u2029")
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes no aliases, and quotes whatever `resolve` would not read back as text."""
 
@@ -295,7 +298,10 @@ class _Dumper(yaml.SafeDumper):
             plain = resolve(text) is text
         except ValueError:
             plain = False
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+        style = None if plain else "'"
+        if _LINE_BREAKS & set(text):  # only double quotes keep them as they are
+            style = '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
