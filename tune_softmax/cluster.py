@@ -5,6 +5,7 @@ It says what is there and refuses what can never be met; what runs on it is not 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -127,7 +128,13 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
             yield connecting
         finally:
             wait([connecting])
+            # Handles of actors left in reference cycles would else be collected whenever Python
+            # likes, by the display's thread too, and touching Ray while it shuts down ends the
+            # process.
+            gc.collect()
+            gc.disable()
             ray.shutdown()
+            gc.enable()
             shutil.rmtree(folder, ignore_errors=True)
 
 
