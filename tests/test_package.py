@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tune_softmax"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__"
+)
 
 # From low to high: a module imports only from those before it. Imports for the type checker
 # count too, because a type from above is knowledge of what is above.
@@ -48,6 +52,12 @@ ORDER = [
     "single",
     "chosen",
     "diagnosis",
+    "commands.options",
+    "commands.analysis",
+    "commands.benchmarks",
+    "commands.checks",
+    "commands.models",
+    "commands.searching",
     "cli",
 ]
 ENGINE = ["tensors", "model", "training", "packed", "bench"]
@@ -56,7 +66,8 @@ LIGHT = ["errors", "seeding", "config", "metrics"]
 
 def syntax(module):
     """Return a module's syntax tree."""
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    path = PACKAGE / f"{module.replace('.', '/')}.py"
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def is_for_types(node):
@@ -83,8 +94,12 @@ def imported(tree, *, with_types=True):
 
 def own_imports(module, *, with_types=True):
     """Return which of our modules a module imports."""
-    names = imported(syntax(module), with_types=with_types)
-    return {name.split(".")[1] for name in names if name.startswith("tune_softmax.")}
+    names = {
+        name.removeprefix("tune_softmax.")
+        for name in imported(syntax(module), with_types=with_types)
+        if name.startswith("tune_softmax.")
+    }
+    return {known for known in MODULES for name in names if f"{name}.".startswith(f"{known}.")}
 
 
 def others_imports(module, *, with_types=True):

@@ -1,0 +1,51 @@
+"""What commands share: options of one meaning, and the terminal they print to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+__all__ = [
+    "FAILED_TRIALS",
+    "AddressOption",
+    "DataDirOption",
+    "ExperimentArgument",
+    "RunArgument",
+    "StrictOption",
+    "console",
+]
+
+FAILED_TRIALS = 3
+"""The exit code of a search that is done, with failed trials where that counts."""
+
+ExperimentArgument = Annotated[
+    Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file (YAML).")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where datasets are or go.  [default: $TUNE_SOFTMAX_DATA_DIR or "
+        "~/.cache/tune_softmax]",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="A Ray cluster to join.  [default: a local one, started and ended here]",
+    ),
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit with code 3 if any trial failed.")
+]
+
+
+def console() -> Console:
+    """Return a console that does not squeeze tables where there is no terminal to fit."""
+    # Without markup, for brackets in a folder's name or an error are just brackets.
+    return Console(width=None if sys.stdout.isatty() else 140, markup=False)
