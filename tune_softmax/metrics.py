@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from math import isfinite
 
-__all__ = ["CURVES", "EpochMetrics", "Report", "State"]
+__all__ = ["CURVES", "EpochMetrics", "FinalTest", "Report", "State"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,21 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class FinalTest:
+    """What the test set says of a trial at its end; a search never looks at it.
+
+    Attributes:
+        loss: Mean cross-entropy in nats over the test set, without penalties.
+        accuracy: Fraction in [0, 1] over the test set.
+        confusion: Numbers of images, (C, C); row the true class, column the predicted one.
+    """
+
+    loss: float
+    accuracy: float
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """One trial at one epoch, as a pack reports it.
 
@@ -66,6 +81,7 @@ class Report:
         state: RUNNING, or the final state that this epoch brought.
         rung: The highest of ASHA's rungs that the trial has reached, in epochs; None below all.
         error: Why it failed, if it did.
+        test: The test-set result, where this epoch was the trial's last and one was asked for.
     """
 
     number: int
@@ -74,3 +90,4 @@ class Report:
     state: State = State.RUNNING
     rung: int | None = None
     error: str | None = None
+    test: FinalTest | None = None
