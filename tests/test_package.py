@@ -35,6 +35,10 @@ ORDER = [
     "tensors",
     "model",
     "training",
+    "steps",
+    "torch_groups",
+    "native",
+    "native_group",
     "packed",
     "bench",
     "ledger",
@@ -60,7 +64,10 @@ ORDER = [
     "commands.searching",
     "cli",
 ]
-ENGINE = ["tensors", "model", "training", "packed", "bench"]
+ENGINE = [
+    *("tensors", "model", "training"),
+    *("steps", "torch_groups", "native", "native_group", "packed", "bench"),
+]
 LIGHT = ["errors", "seeding", "config", "metrics"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tune_softmax import environment
+from tune_softmax import environment, native
 from tune_softmax.data import default_data_dir
 
 __all__ = ["examine"]
@@ -32,10 +32,18 @@ def examine(data_dir: Path | None) -> list[str]:
         f"python     {facts['python']} on {facts['system']}",
         f"packages   {', '.join(f'{name} {release}' for name, release in packages.items())}",
         f"processor  {facts['processor']}, {facts['num_cpus']} CPUs to use",
+        f"engine     {_engine()}",
         f"cuda       {_gpus()}",
         f"data       {folder}: {', '.join(found) if found else 'no dataset yet'}; digits built in",
         f"disk       {free / 2**30:.1f} GiB free here",
     ]
+
+
+def _engine() -> str:
+    kernels = native.find()
+    if kernels is None:
+        return "torch's operations, for no kernels were compiled; install again with a C compiler"
+    return f"our own kernels, built for level {kernels.level}"
 
 
 def _gpus() -> str:

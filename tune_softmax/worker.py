@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from tune_softmax.asha import Verdict
     from tune_softmax.data import Dataset
     from tune_softmax.metrics import EpochMetrics
-    from tune_softmax.packed import Pack, TrialState
+    from tune_softmax.packed import Pack
+    from tune_softmax.steps import TrialState
     from tune_softmax.tensors import TensorData
 
 __all__ = ["PackTrainable"]

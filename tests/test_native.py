@@ -1,0 +1,121 @@
+"""The compiled kernels: every level gives what torch's operations give, and the best is taken."""
+
+import importlib.machinery
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from engine import difference, random_data, train_packed
+
+import tune_softmax
+from tune_softmax import native
+from tune_softmax.config import Config
+from tune_softmax.native import LEVELS, Kernels
+from tune_softmax.native_group import NativeGroup
+from tune_softmax.packed import Pack
+from tune_softmax.torch_groups import LinearGroup
+
+FOLDER = Path(tune_softmax.__file__).parent
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+CONFIGS = {
+    n: Config(
+        batch_size=(30, 60, 200)[n % 3],
+        num_epochs=3,
+        learning_rate=0.02 * (n + 1),
+        weight_decay=1e-3 * (n % 2),
+        l1=1e-4 * (n % 4),
+        momentum=0.3 * (n % 3),
+    )
+    for n in range(7)
+}
+
+
+def runnable():
+    """Return the levels that are built and that this processor can run."""
+    flags = native._processor_flags()
+    return [
+        level
+        for level, needed in LEVELS.items()
+        if needed <= flags and (FOLDER / f"_kernels_{level}{SUFFIX}").is_file()
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Compute with one thread, for which the kernels are made."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_plain_level_is_built_here():
+    """The machine that runs these tests has a compiler, or the tests below would show nothing."""
+    assert "v1" in runnable()
+
+
+@pytest.mark.parametrize("level", runnable())
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_every_level_gives_what_torch_gives(level, num_classes, monkeypatch):
+    """Weights and curves agree within rounding, in both types, whatever is left over."""
+    data = random_data(205, 70, image_shape=(5, 7), num_classes=num_classes)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
+        torch.set_default_dtype(dtype)
+        try:
+            view = replace(data)
+            monkeypatch.setattr(native, "find", lambda: None)
+            expected = train_packed(CONFIGS, view)
+            kernels = Kernels(FOLDER / f"_kernels_{level}{SUFFIX}", level)
+            monkeypatch.setattr(native, "find", lambda found=kernels: found)
+            actual = train_packed(CONFIGS, view)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for number in CONFIGS:
+            assert difference(actual[number], expected[number]) < tolerance
+            torch.testing.assert_close(
+                actual[number].curves, expected[number].curves, rtol=10 * tolerance, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("initial_std", [0.01, 1.0, 30.0])
+def test_exp_is_torchs_over_its_whole_range(initial_std, monkeypatch):
+    """Logits close together or hundreds apart have torch's losses, to float32's rounding."""
+    config = {0: Config(batch_size=40, num_epochs=1, learning_rate=1e-30)}
+    data = random_data(200, 200, image_shape=(6, 6), num_classes=5)
+    measured = Pack(config, data, seed=0, initial_std=initial_std).train_epoch()[0]
+    monkeypatch.setattr(native, "find", lambda: None)
+    expected = Pack(config, data, seed=0, initial_std=initial_std).train_epoch()[0]
+    assert measured.train_loss == pytest.approx(expected.train_loss, rel=2e-6)
+    assert measured.validation_loss == pytest.approx(expected.validation_loss, rel=2e-6)
+    assert measured.validation_accuracy == expected.validation_accuracy
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        ({"avx2"}, "v1"),
+        (LEVELS["v3"], "v3"),
+        (LEVELS["v3"] | LEVELS["v4"], "v4"),
+    ],
+)
+def test_the_best_level_that_the_processor_has_is_taken(flags, level, monkeypatch):
+    """A level is never taken on a processor that lacks one of its instructions."""
+    monkeypatch.setattr(native, "_processor_flags", lambda: flags)
+    found = native.find.__wrapped__()
+    assert found.level == level
+
+
+def test_without_kernels_torch_trains(monkeypatch):
+    """Where nothing is built a pack has a group of torch's operations."""
+    monkeypatch.setattr(native, "find", lambda: None)
+    pack = Pack(CONFIGS, random_data(), seed=0)
+    assert all(isinstance(group, LinearGroup) for group in pack._groups)
+
+
+def test_more_than_one_thread_trains_with_torch():
+    """The kernels use one core; a pack that was given more uses torch's products."""
+    torch.set_num_threads(2)
+    assert isinstance(Pack(CONFIGS, random_data(), seed=0)._groups[0], LinearGroup)
+    torch.set_num_threads(1)
+    assert isinstance(Pack(CONFIGS, random_data(), seed=0)._groups[0], NativeGroup)

@@ -1,0 +1,320 @@
+/* One epoch of softmax regression for P trials at once, on one CPU core.
+ *
+ * native.py calls this. The trials' weights stand in panels of PANEL columns, (N / PANEL, K, PANEL),
+ * K = D + 1 with the bias last; column c * P + p is class c of trial p, and columns past C * P are
+ * zero and stay so. A micro-batch of rows is scaled once into a buffer that stays in the second-level
+ * cache. The forward product reads each panel once. The gradient's product keeps its sums in
+ * registers, so that momentum, penalties and the step are applied there: weights and velocity are
+ * read and written once a micro-batch, and no pass over them is left.
+ *
+ * The body is compiled twice, for float and for double: this file includes itself.
+ */
+#ifndef REAL
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define PANEL 16
+#define MAX_ROWS 64 /* of a micro-batch's slice: 64 rows of 785 floats are 200 KB */
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define NUM_SUMS 24 /* vectors of running sums that fit into the registers */
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define NUM_SUMS 12
+#else
+#define VECTOR_BYTES 16
+#define NUM_SUMS 12
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* What an epoch of one group needs; native.py holds the same structure. */
+#define EPOCH_FIELDS(real)                                                                    \
+    const uint8_t *pixels; /* (num_images, D); NULL where there are inputs */                 \
+    const real *inputs;    /* (num_images, K) with the ones, in place of pixels */            \
+    real pixel_max;        /* the pixel that becomes 1 */                                     \
+    const int64_t *labels; /* (num_images,) */                                                \
+    const int64_t *order;  /* (num_images,), which image comes when; NULL as they lie */      \
+    int64_t num_images, num_features, num_classes, num_trials, num_columns;                   \
+    real *weights, *velocity; /* (N / PANEL, K, PANEL) */                                     \
+    int64_t num_rows;         /* of a micro-batch */                                          \
+    /* Tables of a row a micro-batch and a column a trial; a stride of 0 repeats one row. */  \
+    const real *loss_weights, *momentum, *weight_decay, *l1, *rates;                          \
+    int64_t momentum_stride, weight_decay_stride, l1_stride;                                  \
+    real *scratch; /* see scratch_size */                                                     \
+    double *loss;         /* (P,) sums of cross-entropy, added to */                          \
+    int64_t *num_correct; /* (P,) */
+
+#define REAL float
+#define NAME(name) name##_float32
+#define EXP vector_exp_float32
+#include "_kernels.c"
+#undef REAL
+#undef NAME
+#undef EXP
+
+#define REAL double
+#define NAME(name) name##_float64
+#define EXP vector_exp_float64
+#include "_kernels.c"
+#undef REAL
+#undef NAME
+#undef EXP
+
+#else /* the body */
+
+#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+#define NUM_VECTORS ((int64_t)(PANEL / LANES))              /* of a panel's row */
+#define BLOCK ((int64_t)(NUM_SUMS / NUM_VECTORS ? NUM_SUMS / NUM_VECTORS : 1)) /* rows of sums */
+
+typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
+#define VECTOR NAME(vector)
+
+typedef struct {
+    EPOCH_FIELDS(REAL)
+} NAME(Epoch);
+
+INLINE VECTOR NAME(load)(const REAL *from) { return *(const VECTOR *)from; }
+INLINE void NAME(store)(REAL *to, VECTOR value) { *(VECTOR *)to = value; }
+
+INLINE int64_t NAME(row_stride)(int64_t num_features) {
+    return (num_features + 1 + PANEL - 1) / PANEL * PANEL;
+}
+
+/* Reals of scratch space: the rows, their logits, four coefficients a column, four values a trial. */
+int64_t NAME(scratch_size)(int64_t num_features, int64_t num_trials, int64_t num_columns) {
+    return MAX_ROWS * NAME(row_stride)(num_features) + MAX_ROWS * (num_columns + PANEL) +
+           4 * num_columns + 4 * num_trials + PANEL;
+}
+
+/* Scale a micro-batch's images and put a one behind each. */
+static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REAL *x) {
+    const int64_t D = e->num_features, stride = NAME(row_stride)(D);
+    for (int64_t b = 0; b < rows; b++, x += stride) {
+        const int64_t i = e->order ? e->order[first + b] : first + b;
+        if (e->inputs) {
+            memcpy(x, e->inputs + i * (D + 1), sizeof(REAL) * (size_t)(D + 1));
+            continue;
+        }
+        const uint8_t *image = e->pixels + i * D;
+        for (int64_t d = 0; d < D; d++) x[d] = (REAL)image[d] / e->pixel_max;
+        x[D] = 1;
+    }
+}
+
+/* Logits of `num` rows and one panel. */
+INLINE void NAME(forward_block)(const REAL *x, int64_t stride, const REAL *panel, int64_t K,
+                                REAL *z, int64_t z_stride, const int64_t num) {
+    VECTOR sums[BLOCK][NUM_VECTORS];
+    for (int64_t r = 0; r < num; r++)
+        for (int64_t v = 0; v < NUM_VECTORS; v++) sums[r][v] = (VECTOR){0};
+    for (int64_t k = 0; k < K; k++, panel += PANEL) {
+        VECTOR w[NUM_VECTORS];
+        for (int64_t v = 0; v < NUM_VECTORS; v++) w[v] = NAME(load)(panel + v * LANES);
+        for (int64_t r = 0; r < num; r++)
+            for (int64_t v = 0; v < NUM_VECTORS; v++) sums[r][v] += x[r * stride + k] * w[v];
+    }
+    for (int64_t r = 0; r < num; r++)
+        for (int64_t v = 0; v < NUM_VECTORS; v++)
+            NAME(store)(z + r * z_stride + v * LANES, sums[r][v]);
+}
+
+static void NAME(forward)(const NAME(Epoch) * e, const REAL *x, int64_t rows, REAL *z) {
+    const int64_t K = e->num_features + 1, stride = NAME(row_stride)(e->num_features);
+    const int64_t z_stride = e->num_columns + PANEL;
+    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
+        const REAL *panel = e->weights + column * K;
+        int64_t r = 0;
+#define ROWS(num)                                                                             \
+    for (; r + (num) <= rows; r += (num))                                                     \
+        NAME(forward_block)(x + r * stride, stride, panel, K, z + r * z_stride + column,      \
+                            z_stride, num);
+        ROWS(BLOCK)
+        if (BLOCK > 4) { ROWS(4) }
+        if (BLOCK > 2) { ROWS(2) }
+        ROWS(1)
+#undef ROWS
+    }
+}
+
+/* The gradient of `num` rows of one panel of weights, and what SGD does with it. */
+INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
+                                 int64_t rows, int64_t k, int64_t column,
+                                 const REAL *coefficients, int begins, int ends,
+                                 const int64_t num) {
+    const int64_t K = e->num_features + 1, N = e->num_columns, z_stride = N + PANEL;
+    const int64_t stride = NAME(row_stride)(e->num_features);
+    VECTOR sums[BLOCK][NUM_VECTORS];
+    for (int64_t i = 0; i < num; i++)
+        for (int64_t v = 0; v < NUM_VECTORS; v++) sums[i][v] = (VECTOR){0};
+    for (int64_t b = 0; b < rows; b++) {
+        VECTOR r[NUM_VECTORS];
+        for (int64_t v = 0; v < NUM_VECTORS; v++)
+            r[v] = NAME(load)(residual + b * z_stride + v * LANES);
+        for (int64_t i = 0; i < num; i++)
+            for (int64_t v = 0; v < NUM_VECTORS; v++) sums[i][v] += x[b * stride + k + i] * r[v];
+    }
+    for (int64_t i = 0; i < num; i++) {
+        const int penalized = k + i < e->num_features; /* biases are not */
+        REAL *weights = e->weights + column * K + (k + i) * PANEL;
+        REAL *velocity = e->velocity + column * K + (k + i) * PANEL;
+        for (int64_t v = 0; v < NUM_VECTORS; v++) {
+            const REAL *of_column = coefficients + column + v * LANES;
+            VECTOR moved = NAME(load)(velocity + v * LANES);
+            if (begins) {
+                moved *= NAME(load)(of_column);
+                if (penalized) {
+                    const VECTOR w = NAME(load)(weights + v * LANES);
+                    if (e->weight_decay) moved += NAME(load)(of_column + N) * w;
+                    if (e->l1)
+                        for (int64_t j = 0; j < LANES; j++)
+                            moved[j] += of_column[2 * N + j] * (REAL)((w[j] > 0) - (w[j] < 0));
+                }
+            }
+            moved += sums[i][v];
+            NAME(store)(velocity + v * LANES, moved);
+            if (ends)
+                NAME(store)(weights + v * LANES, NAME(load)(weights + v * LANES) -
+                                                     NAME(load)(of_column + 3 * N) * moved);
+        }
+    }
+}
+
+static void NAME(backward)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
+                           int64_t rows, const REAL *coefficients, int begins, int ends) {
+    const int64_t K = e->num_features + 1;
+    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
+        int64_t k = 0;
+#define WEIGHTS(num)                                                                          \
+    for (; k + (num) <= K; k += (num))                                                        \
+        NAME(backward_block)(e, x, residual + column, rows, k, column, coefficients, begins,  \
+                             ends, num);
+        WEIGHTS(BLOCK)
+        if (BLOCK > 4) { WEIGHTS(4) }
+        if (BLOCK > 2) { WEIGHTS(2) }
+        WEIGHTS(1)
+#undef WEIGHTS
+    }
+}
+
+/* exp, for arguments that are not positive; NaN stays NaN. */
+static void EXP(REAL *values, int64_t num) {
+    if (sizeof(REAL) == sizeof(double)) {
+        for (int64_t i = 0; i < num; i++) values[i] = (REAL)exp((double)values[i]);
+        return;
+    }
+    /* Cephes' expf: 2^n times a polynomial in the rest, within 2 units in the last place. */
+    float *x = (float *)values;
+    for (int64_t i = 0; i < num; i++) {
+        float value = x[i] < -87.0f ? -87.0f : x[i];
+        float shifted = value * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to n */
+        int32_t bits;
+        memcpy(&bits, &shifted, sizeof bits);
+        float n = shifted - 12582912.0f;
+        float rest = (value - n * 0.693359375f) + n * 2.12194440e-4f;
+        float sum = 1.9875691500e-4f;
+        sum = sum * rest + 1.3981999507e-3f;
+        sum = sum * rest + 8.3334519073e-3f;
+        sum = sum * rest + 4.1665795894e-2f;
+        sum = sum * rest + 1.6666665459e-1f;
+        sum = sum * rest + 5.0000001201e-1f;
+        sum = sum * rest * rest + rest + 1.0f;
+        int32_t scale = (bits + 127) << 23; /* the low bits of `shifted` hold n */
+        float power;
+        memcpy(&power, &scale, sizeof power);
+        x[i] = sum * power;
+    }
+}
+
+/* Tally cross-entropy and right answers; turn logits into the loss's gradient by them. */
+static void NAME(softmax)(const NAME(Epoch) * e, REAL *z, int64_t first, int64_t rows,
+                          const REAL *loss_weights, REAL *of_trial) {
+    const int64_t C = e->num_classes, P = e->num_trials, N = e->num_columns;
+    REAL *largest = of_trial, *best = of_trial + P, *total = of_trial + 2 * P;
+    REAL *of_label = of_trial + 3 * P;
+    for (int64_t b = 0; b < rows; b++, z += N + PANEL) {
+        const int64_t label = e->labels[e->order ? e->order[first + b] : first + b];
+        for (int64_t p = 0; p < P; p++) largest[p] = z[p], best[p] = 0;
+        for (int64_t c = 1; c < C; c++) {
+            const REAL *of_class = z + c * P;
+            for (int64_t p = 0; p < P; p++) {
+                best[p] = of_class[p] > largest[p] ? (REAL)c : best[p];
+                largest[p] = of_class[p] > largest[p] ? of_class[p] : largest[p];
+            }
+        }
+        for (int64_t c = 0; c < C; c++)
+            for (int64_t p = 0; p < P; p++) z[c * P + p] -= largest[p];
+        memcpy(of_label, z + label * P, sizeof(REAL) * (size_t)P);
+        EXP(z, N);
+        for (int64_t p = 0; p < P; p++) total[p] = 0;
+        for (int64_t c = 0; c < C; c++)
+            for (int64_t p = 0; p < P; p++) total[p] += z[c * P + p];
+        for (int64_t p = 0; p < P; p++) {
+            e->loss[p] += (sizeof(REAL) == 4 ? (double)logf((float)total[p]) : log(total[p])) -
+                          (double)of_label[p];
+            e->num_correct[p] += best[p] == (REAL)label;
+        }
+        if (!loss_weights) continue;
+        /* The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60. */
+        for (int64_t p = 0; p < P; p++) total[p] = loss_weights[p] / total[p];
+        for (int64_t c = 0; c < C; c++)
+            for (int64_t p = 0; p < P; p++) z[c * P + p] *= total[p];
+        for (int64_t p = 0; p < P; p++) z[label * P + p] -= loss_weights[p];
+        memset(z + C * P, 0, sizeof(REAL) * (size_t)(N - C * P));
+    }
+}
+
+/* Repeat a row of a table for every class. */
+INLINE void NAME(widen)(const NAME(Epoch) * e, const REAL *row, REAL otherwise, REAL *columns) {
+    const int64_t P = e->num_trials;
+    for (int64_t j = 0; j < e->num_columns; j++) columns[j] = otherwise;
+    if (row)
+        for (int64_t c = 0; c < e->num_classes; c++)
+            memcpy(columns + c * P, row, sizeof(REAL) * (size_t)P);
+}
+
+void NAME(train_epoch)(const NAME(Epoch) * e) {
+    const int64_t P = e->num_trials, N = e->num_columns;
+    REAL *x = e->scratch;
+    REAL *z = x + MAX_ROWS * NAME(row_stride)(e->num_features);
+    REAL *coefficients = z + MAX_ROWS * (N + PANEL);
+    REAL *of_trial = coefficients + 4 * N;
+    for (int64_t first = 0, step = 0; first < e->num_images; first += e->num_rows, step++) {
+        const int64_t end = first + e->num_rows < e->num_images ? first + e->num_rows
+                                                                 : e->num_images;
+#define ROW(table, stride) ((table) ? (table) + step * (stride) : NULL)
+        NAME(widen)(e, ROW(e->momentum, e->momentum_stride), 0, coefficients);
+        NAME(widen)(e, ROW(e->weight_decay, e->weight_decay_stride), 0, coefficients + N);
+        NAME(widen)(e, ROW(e->l1, e->l1_stride), 0, coefficients + 2 * N);
+        NAME(widen)(e, ROW(e->rates, P), 0, coefficients + 3 * N);
+#undef ROW
+        for (int64_t slice = first; slice < end; slice += MAX_ROWS) {
+            const int64_t rows = end - slice < MAX_ROWS ? end - slice : MAX_ROWS;
+            NAME(gather)(e, slice, rows, x);
+            NAME(forward)(e, x, rows, z);
+            NAME(softmax)(e, z, slice, rows, e->loss_weights + step * P, of_trial);
+            NAME(backward)(e, x, z, rows, coefficients, slice == first, slice + rows == end);
+        }
+    }
+}
+
+void NAME(evaluate)(const NAME(Epoch) * e) {
+    REAL *x = e->scratch;
+    REAL *z = x + MAX_ROWS * NAME(row_stride)(e->num_features);
+    REAL *of_trial = z + MAX_ROWS * (e->num_columns + PANEL) + 4 * e->num_columns;
+    for (int64_t first = 0; first < e->num_images; first += MAX_ROWS) {
+        const int64_t left = e->num_images - first, rows = left < MAX_ROWS ? left : MAX_ROWS;
+        NAME(gather)(e, first, rows, x);
+        NAME(forward)(e, x, rows, z);
+        NAME(softmax)(e, z, first, rows, NULL, of_trial);
+    }
+}
+
+#undef LANES
+#undef NUM_VECTORS
+#undef BLOCK
+#undef VECTOR
+#endif

@@ -1,0 +1,117 @@
+"""The engine's own kernels for one CPU core: an epoch of softmax regression in one call.
+
+They are compiled when the package is installed, for three levels of the x86-64 instruction set
+(or once, plainly, for another processor), and the best that this processor has is taken. Where
+there was no compiler, packs train with torch's operations; the meaning is the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["PANEL", "Kernels", "find"]
+
+PANEL = 16
+"""Columns of a panel, in which weights are kept."""
+
+# The newest level first; each names the processor flags that it needs.
+LEVELS = {
+    "v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
+    "v1": set[str](),
+}
+TYPES: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+
+
+def _epoch_structure(real: Any) -> Any:  # noqa: ANN401 - ctypes' types are made at run time
+    """Return what `_kernels.c` calls an Epoch, for one type of number."""
+    counts = ["num_images", "num_features", "num_classes", "num_trials", "num_columns"]
+    tables = ["loss_weights", "momentum", "weight_decay", "l1", "rates"]
+    strides = ["momentum_stride", "weight_decay_stride", "l1_stride"]
+    fields = [
+        *(("pixels", ctypes.c_void_p), ("inputs", ctypes.c_void_p), ("pixel_max", real)),
+        *(("labels", ctypes.c_void_p), ("order", ctypes.c_void_p)),
+        *((name, ctypes.c_int64) for name in counts),
+        *(("weights", ctypes.c_void_p), ("velocity", ctypes.c_void_p)),
+        ("num_rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in tables),
+        *((name, ctypes.c_int64) for name in strides),
+        *(("scratch", ctypes.c_void_p), ("loss", ctypes.c_void_p)),
+        ("num_correct", ctypes.c_void_p),
+    ]
+    return type("Epoch", (ctypes.Structure,), {"_fields_": fields})
+
+
+class Kernels:
+    """The compiled kernels of one level.
+
+    Attributes:
+        level: "v4", "v3" or "v1" of x86-64; "v1" is also the plain build for other processors.
+    """
+
+    def __init__(self, path: Path, level: str) -> None:
+        self.level = level
+        self._library = ctypes.CDLL(str(path))
+        self._structures = {dtype: _epoch_structure(real) for dtype, real in TYPES.items()}
+
+    def scratch(self, num_features: int, num_trials: int, num_columns: int) -> Tensor:
+        """Return the working memory that an epoch needs, of torch's default type."""
+        size = self._function("scratch_size", torch.get_default_dtype())
+        size.restype = ctypes.c_int64
+        count = size(*map(ctypes.c_int64, (num_features, num_trials, num_columns)))
+        return torch.empty(count)
+
+    def train_epoch(self, tensors: dict[str, Tensor | None], numbers: dict[str, float]) -> None:
+        """Train a group for an epoch; see `_kernels.c` for what each field means.
+
+        Args:
+            tensors: Contiguous, on the CPU; reals of torch's default type.
+            numbers: Counts, strides and `pixel_max`.
+        """
+        self._call("train_epoch", tensors, numbers)
+
+    def evaluate(self, tensors: dict[str, Tensor | None], numbers: dict[str, float]) -> None:
+        """Tally a group's loss and right answers on images, in the same terms."""
+        self._call("evaluate", tensors, numbers)
+
+    def _call(
+        self, name: str, tensors: dict[str, Tensor | None], numbers: dict[str, float]
+    ) -> None:
+        dtype = torch.get_default_dtype()
+        pointers = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
+        self._function(name, dtype)(ctypes.byref(self._structures[dtype](**pointers, **numbers)))
+
+    def _function(self, name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - ctypes'
+        return getattr(self._library, f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+@cache
+def find() -> Kernels | None:
+    """Return the best kernels that are built and that this processor can run, if there are any."""
+    folder = Path(__file__).parent
+    flags = _processor_flags()
+    for level, needed in LEVELS.items():
+        if needed <= flags:
+            for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+                path = folder / f"_kernels_{level}{suffix}"
+                if path.is_file():
+                    return Kernels(path, level)
+    return None
+
+
+def _processor_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if sys.platform != "linux" or not cpuinfo.is_file():
+        return set()
+    lines = cpuinfo.read_text().splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())

@@ -1,0 +1,113 @@
+"""What every trial of a group does at every micro-batch of an epoch.
+
+A group walks micro-batches of the greatest common divisor of its batch sizes. Tables of
+coefficients say when a trial's batch begins and ends, so that whoever trains the group applies
+them without asking which trial is where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, gcd
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tune_softmax.config import Config, Reduction
+    from tune_softmax.tensors import TensorData
+
+__all__ = ["Plan", "Trial", "TrialState", "effective_batch_size"]
+
+TrialState: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Per layer a trial's weights and velocity, float32, (in + 1, out) each, on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial between two groupings.
+
+    Attributes:
+        number: The trial's number.
+        config: Its hyperparameters.
+        layers: Per layer its weights and its velocity, float32, (in + 1, out) each.
+    """
+
+    number: int
+    config: Config
+    layers: list[tuple[Tensor, Tensor]]
+
+
+def effective_batch_size(config: Config, data: TensorData) -> int:
+    """Return a trial's batch size; one beyond the training set means all of it."""
+    return min(config.batch_size, len(data.train))
+
+
+class Plan:
+    """What every trial of a group does at each micro-batch of an epoch, as tables (steps, P).
+
+    Attributes:
+        rows: Images in a micro-batch, the greatest common divisor of the batch sizes.
+        loss_weights: What an image's loss counts in its mini-batch: 1/B for the mean, 1 for the
+            sum; an epoch's last batch divides by its own length.
+        momentum: The trial's where its batch begins, 1 within a batch.
+        weight_decay: The trial's where its batch begins, 0 within a batch.
+        l1: Likewise.
+    """
+
+    def __init__(self, configs: Sequence[Config], data: TensorData, reduction: Reduction) -> None:
+        self._configs = configs
+        self._num_samples = len(data.train)
+        self._device = data.device
+        self._dtype = torch.get_default_dtype()
+        sizes = [effective_batch_size(config, data) for config in configs]
+        self.rows = gcd(*sizes)
+        self.num_steps = ceil(self._num_samples / self.rows)
+        starts = torch.arange(self.num_steps).unsqueeze(1) * self.rows  # (steps, 1)
+        batch_sizes = torch.tensor(sizes)  # (P,)
+        ends = (starts + self.rows).clamp(max=self._num_samples)
+        begins = starts % batch_sizes == 0  # (steps, P)
+        self._updates = (ends % batch_sizes == 0) | (ends == self._num_samples)
+        self._batches = starts // batch_sizes
+        lengths = (self._num_samples - self._batches * batch_sizes).clamp(max=batch_sizes)
+        weights = 1.0 / lengths if reduction == "mean" else torch.ones(lengths.shape)
+        self.loss_weights = self._table(weights)
+        self.momentum = self._coefficients("momentum", begins, within=1.0)
+        self.weight_decay = self._coefficients("weight_decay", begins, within=0.0)
+        self.l1 = self._coefficients("l1", begins, within=0.0)
+
+    def _table(self, values: Tensor) -> Tensor:
+        return values.to(self._device, self._dtype)
+
+    def _coefficients(self, name: str, begins: Tensor, *, within: float) -> Tensor | None:
+        """Return the table of one hyperparameter, or None where it is 0 everywhere."""
+        values = torch.tensor([float(getattr(config, name)) for config in self._configs])
+        if begins.all():  # one row serves every step
+            table = values.expand(self.num_steps, -1)
+        else:
+            table = torch.where(begins, values, within)
+        return self._table(table) if table.any() else None
+
+    def learning_rates(self, epoch: int) -> Tensor:
+        """Return the epoch's step sizes, (steps, P): 0 where a trial does not update."""
+        factors: dict[tuple[str, int, int], Tensor] = {}
+        columns = []
+        for p, config in enumerate(self._configs):
+            key = (config.learning_rate_schedule, config.num_epochs, config.batch_size)
+            if key not in factors:
+                per_epoch = ceil(self._num_samples / config.batch_size)
+                num_steps = config.num_steps(self._num_samples)
+                first = (epoch - 1) * per_epoch
+                by_batch = torch.tensor(
+                    [
+                        config.learning_rate_factor(first + batch, num_steps)
+                        for batch in range(per_epoch)
+                    ],
+                    dtype=torch.float64,
+                )
+                factors[key] = by_batch[self._batches[:, p]]
+            columns.append(config.learning_rate * factors[key])
+        return self._table(torch.stack(columns, dim=1) * self._updates)
