@@ -33,6 +33,7 @@ ORDER = [
     "space",
     "experiment",
     "tensors",
+    "augmentation",
     "model",
     "training",
     "steps",
@@ -65,7 +66,7 @@ ORDER = [
     "cli",
 ]
 ENGINE = [
-    *("tensors", "model", "training"),
+    *("tensors", "augmentation", "model", "training"),
     *("steps", "torch_groups", "native", "native_group", "packed", "bench"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics"]
