@@ -44,6 +44,8 @@ ORDER = [
     "bench",
     "ledger",
     "results",
+    "intervals",
+    "inference",
     "progress",
     "tables",
     "pictures",
