@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -278,10 +279,12 @@ def test_the_real_command_says_the_same(folder):
 
 # Runs
 
+CHECKSUM = zlib.crc32(b'["schema_version","9"]')
+NEWER = f"UPDATE meta SET value = '9', checksum = {CHECKSUM} WHERE key = 'schema_version'"
 # What has become of the run folder, the exit code, and what the message says.
 HARMS = {
     "ledger of another kind": (lambda run: run.ledger.write_bytes(b"<html>" * 99), 5, "not a da"),
-    "ledger empty": (lambda run: run.ledger.write_bytes(b""), 5, "no such table: meta"),
+    "ledger empty": (lambda run: run.ledger.write_bytes(b""), 5, "is empty"),
     "ledger cut short": (
         lambda run: run.ledger.write_bytes(run.ledger.read_bytes()[:5000]),
         5,
@@ -290,7 +293,7 @@ HARMS = {
     "table missing": (lambda run: execute(run, "DROP TABLE epochs"), 5, "no such table: epochs"),
     "strange state": (lambda run: execute(run, "UPDATE trials SET state = 'X'"), 5, "valid State"),
     "newer": (
-        lambda run: execute(run, "UPDATE meta SET value = '9' WHERE key = 'schema_version'"),
+        lambda run: execute(run, NEWER),
         2,
         "the ledger has schema version 9",
     ),

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_softmax import ledger as ledgers
+from tune_softmax import sqlite_file
 from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
 from tune_softmax.ledger import Ledger
@@ -46,6 +47,12 @@ def ledger(path):
         yield ledger
 
 
+def execute(path, statement):
+    """Change a ledger behind its back."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
+
+
 def run_python(code, *arguments):
     """Run code in a process of its own."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -63,7 +70,7 @@ def test_what_is_written_is_read_back_by_another_ledger(ledger, path):
     ledger.event("started", places=2, words=["a", "b"])
     ledger.event("ended")
     with closing(Ledger.open(path)) as reader:
-        assert reader.meta() == {"dataset_checksum": "abc", "schema_version": "1"}
+        assert reader.meta() == {"dataset_checksum": "abc", "schema_version": "2"}
         trials = reader.trials()
         assert [trial.number for trial in trials] == [0, 1]
         assert {trial.number: trial.config for trial in trials} == configs
@@ -236,9 +243,9 @@ def die(*_):
 for epoch in range(1, 99):
     if epoch == when:
         if where == "before the commit":
-            sqlalchemy.event.listen(ledger._engine, "commit", die)
+            sqlalchemy.event.listen(ledger._storage.engine, "commit", die)
         elif where == "within the transaction":
-            @sqlalchemy.event.listens_for(ledger._engine, "after_cursor_execute")
+            @sqlalchemy.event.listens_for(ledger._storage.engine, "after_cursor_execute")
             def dying(_connection, _cursor, statement, *_):
                 if statement.startswith("INSERT INTO epochs"):
                     die()
@@ -274,7 +281,7 @@ ledger.close()
 def test_another_process_reads_while_this_one_writes(ledger, path):
     """A reader sees what is committed, even in the middle of a transaction."""
     ledger.hand_out(0, {0: CONFIG})
-    with ledger._transaction() as connection:
+    with ledger._storage.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM trials")
         done = run_python(READ, path)
         assert done.stdout == "1 0\n", done.stderr
@@ -303,7 +310,7 @@ def test_a_ledger_in_a_read_only_folder_is_read_without_a_trace(ledger, path, mo
     """SQLite makes no file beside the ledger, and may not write."""
     ledger.hand_out(0, {0: CONFIG})
     ledger.close()
-    monkeypatch.setattr(ledgers.os, "access", lambda *_: False)
+    monkeypatch.setattr(sqlite_file.os, "access", lambda *_: False)
     before = path.stat()
     with closing(Ledger.open(path)) as reader:
         assert len(reader.trials()) == 1
@@ -319,7 +326,7 @@ def test_a_ledger_in_a_read_only_folder_is_read_without_a_trace(ledger, path, mo
 def test_a_killed_run_in_a_read_only_folder_shows_all_that_was_committed(path, monkeypatch):
     """What is in the write-ahead log counts where the log cannot be merged into the file."""
     assert run_python(WRITE_UNTIL_KILLED, path, "after the commit", 1).returncode == -9
-    monkeypatch.setattr(ledgers.os, "access", lambda *_: False)
+    monkeypatch.setattr(sqlite_file.os, "access", lambda *_: False)
     with closing(Ledger.open(path)) as reader:
         assert (len(reader.trials()), len(reader.epochs())) == (200, 200)
 
@@ -337,14 +344,14 @@ def test_a_reader_may_not_write(ledger, path):
 def test_a_full_disk_is_a_storage_error_and_loses_nothing(ledger):
     """Exit code 4; what was committed is there, and writing goes on once there is room."""
     ledger.hand_out(0, {0: CONFIG})
-    with ledger._engine.connect() as connection:
+    with ledger._storage.engine.connect() as connection:
         num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count={num_pages}")
     with pytest.raises(StorageError, match="'database or disk is full'; make room") as caught:
         ledger.event("text", long="x" * 10_000)
     assert caught.value.exit_code == 4
     assert len(ledger.trials()) == 1
-    with ledger._engine.connect() as connection:
+    with ledger._storage.engine.connect() as connection:
         connection.exec_driver_sql(f"PRAGMA max_page_count={num_pages + 10}")
     ledger.event("text", long="x" * 10_000)
     assert len(ledger.events()) == 1
@@ -360,7 +367,7 @@ def test_a_ledger_is_not_made_where_one_is(ledger, path):
 
 def test_a_ledger_is_not_made_where_there_is_no_folder(path):
     """A file that cannot be made is a storage error."""
-    with pytest.raises(StorageError, match="unable to open database file"):
+    with pytest.raises(StorageError, match="nowhere: cannot write there .*No such file"):
         Ledger.create(path.parent / "nowhere" / "run.db", {})
 
 
@@ -376,7 +383,7 @@ def test_no_file_is_no_ledger(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no such table"),
+        (b"", "is empty"),
         (b"<!DOCTYPE html>" * 100, "not a database"),
         (b"SQLite format 3\0" + bytes(2000), "not a database"),
     ],
@@ -398,16 +405,16 @@ HARMS = [
     ("DROP TABLE meta", "no such table: meta"),
     ("ALTER TABLE epochs DROP COLUMN train_loss", "no such column"),
     ("DELETE FROM meta", "names no schema version"),
-    ("UPDATE trials SET state = 'DONE'", "table trials .*'DONE' is not a valid State"),
-    ("UPDATE trials SET config = '{'", "table trials holds a row that cannot be read"),
-    ("UPDATE trials SET config = '[]'", "table trials holds a row that cannot be read"),
+    ("UPDATE trials SET state = 'DONE'", "table trials, number 0: .*'DONE' is not a valid State"),
+    ("UPDATE trials SET config = '{'", "table trials, number 0: cannot be read"),
+    ("UPDATE trials SET config = '[]'", "table trials, number 0: cannot be read"),
     ("UPDATE trials SET config = '{\"lr\": 1}'", "unexpected keyword argument 'lr'"),
-    ("UPDATE trials SET config = 7", "table trials holds a row that cannot be read"),
+    ("UPDATE trials SET config = 7", "table trials, number 0: cannot be read"),
     ("UPDATE trials SET config = CAST(x'ff' AS TEXT)", "Could not decode to UTF-8"),
-    ("UPDATE trials SET pack = 'first'", "table trials holds a row that cannot be read"),
-    ("UPDATE epochs SET train_loss = 'low'", "table epochs .*could not convert string"),
-    ("UPDATE epochs SET epoch = 'one'", "table epochs holds a row that cannot be read"),
-    ("UPDATE events SET detail = 'x'", "table events holds a row that cannot be read"),
+    ("UPDATE trials SET pack = 'first'", "table trials, number 0: cannot be read"),
+    ("UPDATE epochs SET train_loss = 'low'", "table epochs, number 0, epoch 1: .*could not convert string"),
+    ("UPDATE epochs SET epoch = 'one'", "table epochs, number 0, epoch one: cannot be read"),
+    ("UPDATE events SET detail = 'x'", "table events, id 1: cannot be read"),
 ]
 
 
@@ -426,13 +433,14 @@ def test_a_harmed_ledger_says_what_is_wrong(ledger, path, harm, reason):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("version", ["2", "0", "x"])
+@pytest.mark.parametrize("version", ["3", "0", "x"])
 def test_another_schema_asks_for_the_version_that_wrote_it(ledger, path, version):
     """A ledger of another version is no damage, and is left alone."""
     ledger.close()
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE meta SET value = ? WHERE key = 'schema_version'", [version])
-    with pytest.raises(ResultsError, match=f"schema version {version}, this .* reads 1") as caught:
+    checksum = zlib.crc32(f'["schema_version","{version}"]'.encode())
+    change = f"UPDATE meta SET value = '{version}', checksum = {checksum}"
+    execute(path, f"{change} WHERE key = 'schema_version'")
+    with pytest.raises(ResultsError, match=f"schema version {version}, this .* reads 1 to 2") as caught:
         Ledger.open(path)
     assert caught.value.exit_code == 2
 

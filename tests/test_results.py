@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -265,14 +267,15 @@ def test_a_damaged_experiment_is_a_damaged_run(make_run, content, expected):
 @pytest.mark.parametrize(
     "harm",
     [
-        "UPDATE trials SET config = replace(config, '64', '\"x\"')",
-        "UPDATE trials SET config = replace(config, '0.5', 'null')",
+        "UPDATE trials SET config = json_set(config, '$.batch_size', 'x')",
+        "UPDATE trials SET config = json_set(config, '$.learning_rate', null)",
         "UPDATE trials SET rung = 'low'",
     ],
 )
-def test_a_value_of_the_wrong_type_is_a_damaged_run(make_run, harm):
-    """A dataframe's types are kept, or the run is refused."""
-    folder = RunFolder(make_run(TRIALS))
+def test_a_value_of_the_wrong_type_is_a_damaged_run(tmp_path, harm):
+    """A dataframe's types are kept, or the run is refused, by a ledger without checksums too."""
+    old = Path(__file__).parent / "assets/v0.1.0/finished"
+    folder = RunFolder(shutil.copytree(old, tmp_path / "run"))
     with closing(sqlite3.connect(folder.ledger)) as connection, connection:
         connection.execute(harm)
     try:

@@ -2,45 +2,52 @@
 
 One process writes. A trial is written before its configuration is handed out, an epoch of a pack
 with all its trials in one transaction, a final state before the sampler hears of it. So whatever
-was committed is true, and whatever was not can be done again.
+was committed is true, and whatever was not can be done again. What is no longer as it was
+written, or is gone, is a damaged run: every read holds its rows against their checksums.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
-import sqlite3
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from tune_softmax.config import Config
-from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
-from tune_softmax.metrics import CURVES, EpochMetrics, Report, State
+from tune_softmax.errors import DamagedRunError, ResultsError
+from tune_softmax.ledger_tables import (
+    EPOCHS,
+    EVENTS,
+    FIRST_SCHEMA,
+    META,
+    SCHEMA_VERSION,
+    TESTS,
+    TRIALS,
+    Batch,
+    fetch,
+    is_as_written,
+    make_tables,
+    place,
+    read_seal,
+)
+from tune_softmax.metrics import CURVES, EpochMetrics, FinalTest, Report, State
+from tune_softmax.postgresql import PostgresqlSchema, ServerLocation
+from tune_softmax.sqlite_file import SqliteFile
+from tune_softmax.upgrade import upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["SCHEMA_VERSION", "Ledger", "TrialRecord"]
+__all__ = ["Contents", "Ledger", "TrialRecord"]
 
-SCHEMA_VERSION = 1
+_T = TypeVar("_T")
 
-# What SQLite says when the file is sound and the file system or another process is in the way.
-_STORAGE_CODES = {
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-}
+logger = logging.getLogger("tune_softmax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,121 +73,192 @@ class TrialRecord:
     error: str | None
 
 
-_metadata = sa.MetaData()
-_meta = sa.Table(
-    "meta",
-    _metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
-)
-_trials = sa.Table(
-    "trials",
-    _metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("config", sa.Text, nullable=False),
-    sa.Column("pack", sa.Integer, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("rung", sa.Integer),
-    sa.Column("error", sa.Text),
-)
-_epochs = sa.Table(
-    "epochs",
-    _metadata,
-    sa.Column("number", sa.Integer, sa.ForeignKey("trials.number"), primary_key=True),
-    sa.Column("epoch", sa.Integer, primary_key=True),
-    *(sa.Column(curve, sa.Float) for curve in CURVES),
-    sa.Column("seconds", sa.Float, nullable=False),
-)
-_events = sa.Table(
-    "events",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("at", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
-)
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a ledger holds, sound or not.
+
+    Attributes:
+        meta: What identifies the run.
+        trials: By number.
+        epochs: (trial number, epoch, metrics), by trial and epoch.
+        tests: Test-set results by trial number.
+        events: (UTC time, kind, detail), in order.
+        faults: What is wrong with tables and rows, each with its place; rows that cannot be read
+            are here alone.
+    """
+
+    meta: dict[str, str]
+    trials: list[TrialRecord]
+    epochs: list[tuple[int, int, EpochMetrics]]
+    tests: dict[int, FinalTest]
+    events: list[tuple[str, str, dict[str, Any]]]
+    faults: list[str]
 
 
 class Ledger:
-    """One run's ledger in a SQLite file.
+    """One run's ledger, in a SQLite file or in a schema of a PostgreSQL database.
+
+    `create` and `open` make one.
 
     Args:
-        path: The file.
-        writable: Whether this process will write.
+        storage: Where it lies.
+        version: The schema's version, `SCHEMA_VERSION` wherever it may be written.
     """
 
-    def __init__(self, path: Path, *, writable: bool) -> None:
-        self._path = path
-        self._writable = writable
-        self._engine = _engine(path, writable=writable)
+    def __init__(
+        self, storage: SqliteFile | PostgresqlSchema, version: int = SCHEMA_VERSION
+    ) -> None:
+        self._storage = storage
+        self._version = version
+        self._shared: sa.Connection | None = None  # while `snapshot` lasts
 
     @classmethod
-    def create(cls, path: Path, meta: Mapping[str, str]) -> Ledger:
-        """Make a new ledger.
+    def create(cls, location: Path | ServerLocation, meta: Mapping[str, str]) -> Ledger:
+        """Make a new ledger, open for writing.
 
         Args:
-            path: A file that does not exist yet.
+            location: A file that does not exist yet, or a schema that does not.
             meta: What identifies the run, for `meta` to give back.
 
         Raises:
             ResultsError: There is a ledger already.
-            StorageError: The file cannot be written.
+            StorageError: It cannot be written there.
         """
-        if path.exists():
-            raise ResultsError(
-                f"{path}: there is a run already; resume it or choose another folder"
-            )
-        ledger = cls(path, writable=True)
-        with ledger._transaction() as connection:
-            _metadata.create_all(connection)
-            rows = {**meta, "schema_version": str(SCHEMA_VERSION)}
-            connection.execute(
-                _meta.insert(), [{"key": key, "value": value} for key, value in rows.items()]
-            )
+        storage = _storage(location, writable=True, is_new=True)
+        ledger = cls(storage)
+        with ledger._kept_if_sound():
+            storage.begin_writing(0)
+            with storage.engine.begin() as connection:
+                commits = make_tables(connection, meta).seal()
+            storage.note_commit(commits)
         return ledger
 
     @classmethod
-    def open(cls, path: Path, *, writable: bool = False) -> Ledger:
+    def open(cls, location: Path | ServerLocation, *, writable: bool = False) -> Ledger:
         """Open a ledger.
 
+        One that an earlier release wrote is read as it is; to be written, it is upgraded after a
+        copy of it was made.
+
         Args:
-            path: Its file.
-            writable: Whether this process will write; one at a time may.
+            location: Where it is.
+            writable: Whether this process will write; one at a time may. All that it holds is
+                checked first.
 
         Raises:
-            ResultsError: There is no such file, or a newer version wrote it.
-            DamagedRunError: The file is not a ledger, or its contents contradict themselves.
+            ResultsError: There is no ledger there, or a newer version wrote it.
+            DamagedRunError: It is not a ledger, something of it is lost, or it contradicts itself.
+            RunInUseError: Another session writes it.
+            StorageError: It cannot be reached, or not be written.
         """
-        if not path.is_file():
-            raise ResultsError(f"{path}: no ledger there; name the folder of a run")
-        ledger = cls(path, writable=writable)
-        version = ledger.meta().get("schema_version")
-        if version is None:
-            raise DamagedRunError(
-                f"{path}: names no schema version; restore the folder from a copy"
-            )
-        if version != str(SCHEMA_VERSION):
-            raise ResultsError(
-                f"{path}: the ledger has schema version {version}, this tune_softmax reads "
-                f"{SCHEMA_VERSION}; use the version that wrote it (see environment.json)"
-            )
+        return cls._opened(location, writable=writable, accepts_loss=False)
+
+    @classmethod
+    def accept_loss(cls, location: Path | ServerLocation) -> None:
+        """Go on without the last transactions of a ledger, if they are lost.
+
+        What is left is the ledger as it was before them; an event records it. Where nothing is
+        lost, nothing changes.
+
+        Args:
+            location: Where the ledger is.
+
+        Raises:
+            DamagedRunError: More is wrong with it than a lost end.
+        """
+        cls._opened(location, writable=True, accepts_loss=True).close()
+
+    @classmethod
+    def _opened(
+        cls, location: Path | ServerLocation, *, writable: bool, accepts_loss: bool
+    ) -> Ledger:
+        storage = _storage(location, writable=writable)
+        ledger = cls(storage)
+        with ledger._kept_if_sound():
+            storage.check_made()
+            ledger._version = ledger._read_version()
+            loss = ledger._loss()
+            if loss is not None and not accepts_loss:
+                raise DamagedRunError(loss[1])
+            if writable:
+                ledger._begin_writing()
+            if loss is not None:
+                ledger.event("loss_accepted", transactions=loss[0])
         return ledger
 
+    @contextmanager
+    def _kept_if_sound(self) -> Iterator[None]:
+        """Close the ledger again if it cannot be opened."""
+        try:
+            with self._translating():
+                yield
+        except BaseException:
+            self._storage.close()
+            raise
+
+    def _read_version(self) -> int:
+        """Return the schema's version, which every schema keeps in a row of the same form."""
+        with self._reading() as connection:
+            whole: sa.Select[Any] = sa.select(sa.literal_column("*")).select_from(META)
+            rows = [dict(row) for row in connection.execute(whole).mappings()]
+        row = next((row for row in rows if row["key"] == "schema_version"), None)
+        if row is None:
+            raise self._damaged(["table meta: names no schema version"])
+        is_sealed = "checksum" in row
+        if is_sealed and not is_as_written(META, row):
+            raise self._damaged([f"{place(META, row)}: is not what was written"])
+        for known in (FIRST_SCHEMA, SCHEMA_VERSION):
+            if row["value"] == str(known) and is_sealed == (known > FIRST_SCHEMA):
+                return known
+        raise ResultsError(
+            f"{self._storage.name}: the ledger has schema version {row['value']}, this "
+            f"tune_softmax reads {FIRST_SCHEMA} to {SCHEMA_VERSION}; use the version that wrote "
+            "it (see environment.json)"
+        )
+
+    def _loss(self) -> tuple[int | None, str] | None:
+        if self._version == FIRST_SCHEMA:  # it counts no transactions
+            return None
+        with self._reading() as connection:
+            return self._storage.loss(read_seal(connection).commits)
+
+    def _begin_writing(self) -> None:
+        if faults := self.contents().faults:
+            raise self._damaged(faults)
+        if self._version == SCHEMA_VERSION:
+            with self._reading() as connection:
+                commits = read_seal(connection).commits
+            self._storage.begin_writing(commits)
+            return
+        assert isinstance(self._storage, SqliteFile), "release 0.1.0 knew no server"
+        copy = self._storage.back_up(f".v{self._version}.bak")
+        self._storage.begin_writing(0)
+        with self._storage.engine.begin() as connection:
+            commits = upgrade(connection, copy.name)
+        self._storage.note_commit(commits)
+        logger.warning(
+            "%s: upgraded from schema %d to %d; the ledger as it was is in %s",
+            *(self._storage.name, self._version, SCHEMA_VERSION, copy.name),
+        )
+        self._version = SCHEMA_VERSION
+
     def close(self) -> None:
-        """Close the file; a writer leaves one plain file that can be copied and read anywhere.
+        """Close the ledger; a writer's SQLite file is one plain file then, see `SqliteFile`."""
+        self._storage.close()
 
-        Where another process reads at this moment, the write-ahead log stays beside the file;
-        they are whole together.
+    # Write
+
+    def set_meta(self, values: Mapping[str, str], kind: str, **detail: object) -> None:
+        """Change what identifies the run, and record why, in one transaction.
+
+        Args:
+            values: New values by key; other keys stay.
+            kind: The event's kind.
+            detail: The event's detail.
         """
-        if self._writable:
-            with suppress(sa.exc.DBAPIError), self._engine.connect() as connection:
-                connection.exec_driver_sql("PRAGMA journal_mode=DELETE")
-        self._engine.dispose()
-
-    def meta(self) -> dict[str, str]:
-        """Return what identifies the run."""
-        return {row.key: row.value for row in self._rows(sa.select(_meta))}
+        with self._transaction() as batch:
+            batch.put(META, [{"key": key, "value": value} for key, value in values.items()])
+            batch.event(kind, detail)
 
     def hand_out(self, pack: int, configs: Mapping[int, Config]) -> dict[int, int]:
         """Record that trials are about to train, before their configurations leave the driver.
@@ -192,42 +270,20 @@ class Ledger:
         Returns:
             Each trial's attempt, from 1.
         """
-        statement = insert(_trials)
-        statement = statement.on_conflict_do_update(
-            index_elements=["number"],
-            set_={
-                "state": State.RUNNING,
-                "pack": pack,
-                "attempts": _trials.c.attempts + 1,
-            },
-        )
-        with self._transaction() as connection:
-            connection.execute(
-                statement,
-                [
-                    {
-                        "number": number,
-                        "state": State.RUNNING,
-                        "config": json.dumps(asdict(config)),
-                        "pack": pack,
-                        "attempts": 1,
-                    }
-                    for number, config in configs.items()
-                ],
-            )
-            rows = connection.execute(
-                sa.select(_trials.c.number, _trials.c.attempts).where(_trials.c.pack == pack)
-            )
-            return {row.number: row.attempts for row in rows}
+        with self._transaction() as batch:
+            known = {row["number"]: row for row in batch.find(TRIALS, configs)}
+            rows = [known.get(n) or _new_trial(n, config) for n, config in configs.items()]
+            attempts = {row["number"]: row["attempts"] + 1 for row in rows}
+            handed = {"state": State.RUNNING, "pack": pack}
+            batch.put(TRIALS, [{**r, **handed, "attempts": attempts[r["number"]]} for r in rows])
+        return attempts
 
     def move(self, pack: int, numbers: Iterable[int]) -> None:
         """Record that running trials go on in another pack, from where they are."""
-        with self._transaction() as connection:
-            connection.execute(
-                _trials.update()
-                .where(_trials.c.number.in_(list(numbers)), _trials.c.state == State.RUNNING)
-                .values(pack=pack)
-            )
+        with self._transaction() as batch:
+            rows = batch.find(TRIALS, list(numbers))
+            running = [row for row in rows if row["state"] == State.RUNNING]
+            batch.put(TRIALS, [{**row, "pack": pack} for row in running])
 
     def record(self, pack: int, reports: Sequence[Report]) -> None:
         """Record one or more epochs of a pack, with the final states they brought.
@@ -238,167 +294,211 @@ class Ledger:
             pack: The pack that reports.
             reports: In the order of their epochs.
         """
-        with self._transaction() as connection:
-            current = set(
-                connection.scalars(
-                    sa.select(_trials.c.number).where(
-                        _trials.c.pack == pack, _trials.c.state == State.RUNNING
-                    )
-                )
-            )
+        with self._transaction() as batch:
+            rows = batch.find(TRIALS, {report.number for report in reports})
+            current = {
+                row["number"]: row
+                for row in rows
+                if row["pack"] == pack and row["state"] == State.RUNNING
+            }
             reports = [report for report in reports if report.number in current]
-            if not reports:
-                return
-            statement = insert(_epochs)
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["number", "epoch"],
-                    set_={name: statement.excluded[name] for name in (*CURVES, "seconds")},
-                ),
-                [{"number": r.number, "epoch": r.epoch, **_storable(r.metrics)} for r in reports],
-            )
-            last = {report.number: report for report in reports}
-            connection.execute(
-                _trials.update()
-                .where(_trials.c.number == sa.bindparam("trial"))
-                .values(state=sa.bindparam("s"), rung=sa.bindparam("r"), error=sa.bindparam("e")),
-                [
-                    {"trial": r.number, "s": r.state, "r": r.rung, "e": r.error}
-                    for r in last.values()
-                ],
-            )
+            batch.put(EPOCHS, [_epoch_row(report) for report in reports])
+            last = {report.number: report for report in reports}.values()
+            rows = [
+                {**current[r.number], "state": r.state, "rung": r.rung, "error": r.error}
+                for r in last
+            ]
+            batch.put(TRIALS, [row for row in rows if row != current[row["number"]]])
+            batch.put(TESTS, [_test_row(r.number, r.test) for r in last if r.test is not None])
 
     def finish(self, numbers: Iterable[int], state: State, error: str | None = None) -> None:
         """Give trials a state without an epoch: FAIL for a lost pack, WAITING for a stopped one.
 
         Trials in a final state keep it.
         """
-        with self._transaction() as connection:
-            connection.execute(
-                _trials.update()
-                .where(
-                    _trials.c.number.in_(list(numbers)),
-                    _trials.c.state.in_([State.RUNNING, State.WAITING]),
-                )
-                .values(state=state, error=error)
-            )
+        with self._transaction() as batch:
+            rows = batch.find(TRIALS, list(numbers))
+            unfinished = [row for row in rows if not State(row["state"]).is_final]
+            batch.put(TRIALS, [{**row, "state": state, "error": error} for row in unfinished])
 
     def event(self, kind: str, **detail: object) -> None:
         """Record that something happened now."""
-        with self._transaction() as connection:
-            connection.execute(
-                _events.insert().values(
-                    at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    kind=kind,
-                    detail=json.dumps(detail),
-                )
-            )
+        with self._transaction() as batch:
+            batch.event(kind, detail)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Batch]:
+        with self._translating():
+            with self._storage.engine.begin() as connection:
+                batch = Batch(connection)
+                yield batch
+                commits = batch.seal()
+            self._storage.note_commit(commits)
+
+    # Read
+
+    def meta(self) -> dict[str, str]:
+        """Return what identifies the run.
+
+        Raises:
+            DamagedRunError: A row is not one that this module wrote, or is gone; so do the
+                others that read.
+        """
+        return dict(self._sound(META, _meta))
 
     def trials(self) -> list[TrialRecord]:
-        """Return every trial, by number.
-
-        Raises:
-            DamagedRunError: A row is not one that this module writes.
-        """
-        try:
-            return [
-                TrialRecord(
-                    number=row.number,
-                    state=State(row.state),
-                    config=Config(**json.loads(row.config)),
-                    pack=int(row.pack),
-                    attempts=int(row.attempts),
-                    rung=row.rung,
-                    error=row.error,
-                )
-                for row in self._rows(sa.select(_trials).order_by(_trials.c.number))
-            ]
-        except (ValueError, TypeError) as error:
-            raise self._damaged("trials", error) from error
+        """Return every trial, by number."""
+        return self._sound(TRIALS, _trial)
 
     def epochs(self) -> list[tuple[int, int, EpochMetrics]]:
-        """Return every epoch as (trial number, epoch, metrics), by trial and epoch.
+        """Return every epoch as (trial number, epoch, metrics), by trial and epoch."""
+        return self._sound(EPOCHS, _epoch)
 
-        Raises:
-            DamagedRunError: A row is not one that this module writes.
-        """
-        statement = sa.select(_epochs).order_by(_epochs.c.number, _epochs.c.epoch)
-        try:
-            return [
-                (int(row.number), int(row.epoch), EpochMetrics(*map(_readable, row[2:])))
-                for row in self._rows(statement)
-            ]
-        except (ValueError, TypeError) as error:
-            raise self._damaged("epochs", error) from error
+    def test_results(self) -> dict[int, FinalTest]:
+        """Return the test-set results by trial number."""
+        return dict(self._sound(TESTS, _test))
 
     def events(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """Return every event as (UTC time, kind, detail), in order.
+        """Return every event as (UTC time, kind, detail), in order."""
+        return self._sound(EVENTS, _event)
 
-        Raises:
-            DamagedRunError: A row is not one that this module writes.
-        """
-        rows = self._rows(sa.select(_events).order_by(_events.c.id))
-        try:
-            return [(row.at, row.kind, json.loads(row.detail)) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise self._damaged("events", error) from error
+    def contents(self) -> Contents:
+        """Return all that there is, of one moment, and everything that is wrong with it."""
+        with self.snapshot(), self._reading() as connection:
+            faults = self._storage.faults(connection)
+            whole: list[list[Any]] = []
+            for table, read in (
+                (META, _meta),
+                (TRIALS, _trial),
+                (EPOCHS, _epoch),
+                (TESTS, _test),
+                (EVENTS, _event),
+            ):
+                values, wrong = self._read(connection, table, read)
+                whole.append(values)
+                faults += wrong
+        meta, trials, epochs, tests, events = whole
+        return Contents(dict(meta), trials, epochs, dict(tests), events, faults)
 
-    def _rows(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
-        try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(statement))
-        except sa.exc.DBAPIError as error:
-            raise _translated(error, self._path) from error
-        except UnicodeDecodeError as error:  # of SQLite's own words about a damaged file
-            reason = f"{self._path}: SQLite cannot even say what is wrong"
-            raise DamagedRunError(f"{reason}; restore the folder from a copy") from error
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all that is read within be of one moment, whatever is written meanwhile."""
+        with self._reading() as connection:
+            self._shared = connection
+            try:
+                yield
+            finally:
+                self._shared = None
 
-    def _damaged(self, table: str, error: Exception) -> DamagedRunError:
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        if self._shared is not None:
+            yield self._shared
+            return
+        with self._translating(), self._storage.engine.connect() as connection:
+            yield connection
+
+    def _sound(self, table: sa.Table, read: Callable[[dict[str, Any]], _T]) -> list[_T]:
+        with self._reading() as connection:
+            values, faults = self._read(connection, table, read)
+        if faults:
+            raise self._damaged(faults)
+        return values
+
+    def _read(
+        self, connection: sa.Connection, table: sa.Table, read: Callable[[dict[str, Any]], _T]
+    ) -> tuple[list[_T], list[str]]:
+        """Return a table's values, and what is wrong with it."""
+        is_sealed = self._version > FIRST_SCHEMA
+        if table is TESTS and not is_sealed:
+            return [], []
+        fetched = fetch(connection, table, is_sealed=is_sealed)
+        faults = []
+        values = []
+        for index, row in enumerate(fetched.rows):
+            fault = fetched.faults.get(index)
+            try:
+                values.append(read(row))
+            except (ValueError, TypeError, KeyError) as error:
+                fault = f"cannot be read ({error})"
+            if fault is not None:
+                faults.append(f"{place(table, row)}: {fault}")
+        if fetched.loss is not None:
+            faults.append(f"table {table.name}: {fetched.loss}")
+        return values, faults
+
+    def _damaged(self, faults: Sequence[str]) -> DamagedRunError:
+        first, *others = faults
+        more = f" (and {len(others)} more, see `tune-softmax check`)" if others else ""
         return DamagedRunError(
-            f"{self._path}: table {table} holds a row that cannot be read ({error}); restore the "
-            "folder from a copy"
+            f"{self._storage.name}: {first}{more}; restore the folder from a copy"
         )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _translating(self) -> Iterator[None]:
+        """Turn what the database, a checksum or a row's value complains of into our errors."""
         try:
-            with self._engine.begin() as connection:
-                yield connection
-        except sa.exc.DBAPIError as error:
-            raise _translated(error, self._path) from error
+            yield
+        except (sa.exc.DBAPIError, UnicodeDecodeError) as error:
+            raise self._storage.translated(error) from error
+        except ValueError as error:
+            raise self._damaged([str(error)]) from error
 
 
-def _engine(path: Path, *, writable: bool) -> sa.Engine:
-    def connect() -> sqlite3.Connection:
-        mode = "mode=rwc" if writable else "mode=ro"
-        if not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
-            mode = "immutable=1"  # or SQLite would make a file beside it even to read
-        uri = f"{path.absolute().as_uri()}?{mode}"
-        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        if writable:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA foreign_keys=ON")
-        return connection
-
-    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.SingletonThreadPool)
+def _storage(
+    location: Path | ServerLocation, *, writable: bool, is_new: bool = False
+) -> SqliteFile | PostgresqlSchema:
+    if isinstance(location, Path):
+        return SqliteFile(location, writable=writable, is_new=is_new)
+    return PostgresqlSchema(location, writable=writable, is_new=is_new)
 
 
-def _storable(metrics: EpochMetrics) -> dict[str, float | None]:
-    """Return a row's values; SQL has no NaN, so it is NULL there."""
-    values = asdict(metrics).items()
-    return {name: None if math.isnan(value) else value for name, value in values}
+def _new_trial(number: int, config: Config) -> dict[str, Any]:
+    values = {"number": number, "config": json.dumps(asdict(config)), "attempts": 0}
+    return {**values, "rung": None, "error": None}
 
 
-def _readable(value: float | None) -> float:
+def _epoch_row(report: Report) -> dict[str, object]:
+    metrics = report.metrics
+    values = {name: float(getattr(metrics, name)) for name in (*CURVES, "seconds")}
+    return {"number": report.number, "epoch": report.epoch, **values}
+
+
+def _test_row(number: int, test: FinalTest) -> dict[str, object]:
+    values = {"loss": float(test.loss), "accuracy": float(test.accuracy)}
+    return {"number": number, **values, "confusion": json.dumps(test.confusion)}
+
+
+def _meta(row: dict[str, Any]) -> tuple[str, str]:
+    return row["key"], row["value"]
+
+
+def _trial(row: dict[str, Any]) -> TrialRecord:
+    return TrialRecord(
+        number=int(row["number"]),
+        state=State(row["state"]),
+        config=Config(**json.loads(row["config"])),
+        pack=int(row["pack"]),
+        attempts=int(row["attempts"]),
+        rung=row["rung"],
+        error=row["error"],
+    )
+
+
+def _epoch(row: dict[str, Any]) -> tuple[int, int, EpochMetrics]:
+    number, epoch, *values = row.values()
+    return int(number), int(epoch), EpochMetrics(*map(_number, values))
+
+
+def _test(row: dict[str, Any]) -> tuple[int, FinalTest]:
+    confusion = tuple(tuple(map(int, counts)) for counts in json.loads(row["confusion"]))
+    return int(row["number"]), FinalTest(_number(row["loss"]), _number(row["accuracy"]), confusion)
+
+
+def _event(row: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    return row["at"], row["kind"], dict(json.loads(row["detail"]))
+
+
+def _number(value: float | None) -> float:
+    """Return a float; SQL has no NaN, so it is NULL there."""
     return math.nan if value is None else float(value)
-
-
-def _translated(error: sa.exc.DBAPIError, path: Path) -> ResultsError:
-    reason = str(error.orig)
-    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    if code & 0xFF in _STORAGE_CODES:  # the low byte of an extended code is the plain one
-        return StorageError(
-            f"{path}: SQLite says {reason!r}; make room or give write access, then resume the run"
-        )
-    return DamagedRunError(f"{path}: SQLite says {reason!r}; restore the folder from a copy")

@@ -1,0 +1,350 @@
+"""A ledger in one SQLite file: how it is opened, what lies beside it, and what may go wrong.
+
+While a process writes, transactions stand in SQLite's write-ahead log, `-wal`, beside the file.
+SQLite forgets in silence whatever comes after the first damaged place of that log. So as long as
+there is a log, a file of our own, `-commits`, holds the number of the last transaction, and a
+ledger that ends before it has lost something. A writer that closes well leaves one plain file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import zlib
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
+
+__all__ = ["SqliteFile"]
+
+# What SQLite says when the file is sound and the file system or another process is in the way.
+_STORAGE_CODES = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+# The exceptions: the file ends too early, or the file system contradicts itself.
+_DAMAGE_CODES = {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
+_SIDE_FILES = ("-wal", "-shm", "-journal", "-commits")
+_WAL_MODE = 2  # in byte 18 of the header, https://www.sqlite.org/fileformat.html
+
+
+class SqliteFile:
+    """Where a SQLite ledger lies.
+
+    Args:
+        path: The file.
+        writable: Whether this process will write; one at a time may.
+        is_new: Whether to make it.
+
+    Raises:
+        ResultsError: There is no such file, or there is one already.
+        DamagedRunError: What lies beside it is no file, or lies there alone.
+    """
+
+    def __init__(self, path: Path, *, writable: bool, is_new: bool = False) -> None:
+        self.name = str(path)
+        self._path = path
+        self._counter: int | None = None  # descriptor of the -commits file, once writing begins
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._check_free() if is_new else self._check_there()
+        # Read before the ledger, which may only be further on when its turn comes.
+        self._known = self._read_counter()
+        mode = "mode=rwc" if is_new else "mode=rw" if writable else "mode=ro"
+        self.engine = self._make_engine(mode, writable=writable)
+
+    def _beside(self, suffix: str) -> Path:
+        return self._path.with_name(self._path.name + suffix)
+
+    def _check_free(self) -> None:
+        for path in (self._path, *map(self._beside, _SIDE_FILES)):
+            if path.exists():
+                raise ResultsError(
+                    f"{path}: there is a run already; resume it or choose another folder"
+                )
+
+    def _check_there(self) -> None:
+        for path in map(self._beside, _SIDE_FILES):
+            if path.exists() and not path.is_file():
+                raise DamagedRunError(f"{path}: must be a file; restore the folder from a copy")
+            if path.exists() and not self._path.exists():
+                raise DamagedRunError(
+                    f"{self._path}: is missing, though {path.name} is there; restore the folder "
+                    "from a copy"
+                )
+        if not self._path.is_file():
+            raise ResultsError(f"{self._path}: no ledger there; name the folder of a run")
+
+    def _make_engine(self, mode: str, *, writable: bool) -> sa.Engine:
+        path = self._path
+        if not os.access(path.parent, os.W_OK):
+            if not self._beside("-wal").exists():
+                mode = "immutable=1"  # or SQLite would make a file beside it even to read
+            elif not self._beside("-shm").exists():
+                # SQLite would have to make one, too; and where there is none, nobody writes.
+                path = self._copied()
+        uri = f"{path.absolute().as_uri()}?{mode}"
+
+        def connect() -> sqlite3.Connection:
+            # Without Python's own way to begin transactions, which leaves CREATE TABLE out.
+            connection = sqlite3.connect(
+                uri, uri=True, check_same_thread=False, isolation_level=None
+            )
+            if writable:
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("PRAGMA foreign_keys=ON")
+            return connection
+
+        engine = sa.create_engine(
+            "sqlite://", creator=connect, poolclass=sa.pool.SingletonThreadPool
+        )
+
+        @sa.event.listens_for(engine, "begin")
+        def begin(connection: sa.Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+        return engine
+
+    def _copied(self) -> Path:
+        self._copy = tempfile.TemporaryDirectory(prefix="tune-softmax-")
+        for path in (self._path, self._beside("-wal")):
+            shutil.copy(path, self._copy.name)
+        return Path(self._copy.name) / self._path.name
+
+    # The number of the last transaction
+
+    def _read_counter(self) -> bytes | None:
+        """Return what the -commits file holds, if it is there."""
+        content = None
+        for _attempt in range(3):  # its writer may be in the middle of a line
+            try:
+                content = self._beside("-commits").read_bytes()
+            except FileNotFoundError:
+                return None
+            if _parsed(content) is not None:
+                break
+        return content
+
+    def check_made(self) -> None:
+        """Check that the file is a database with something in it.
+
+        Raises:
+            ResultsError: Its writer has not come so far yet, or never came so far.
+            DamagedRunError: It is no database, or all that was in it is lost.
+        """
+        with self.engine.connect() as connection:
+            if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one():
+                return
+        if self._known is not None and _parsed(self._known) == 0:
+            raise ResultsError(
+                f"{self._path}: the search has not begun to write; if none runs, one was killed "
+                "before its first trial: remove the folder and search again"
+            )
+        raise DamagedRunError(f"{self._path}: is empty; restore the folder from a copy")
+
+    def loss(self, found: int) -> tuple[int | None, str] | None:
+        """Compare how many transactions the ledger holds with what is known beside it.
+
+        Args:
+            found: Transactions that the ledger holds.
+
+        Returns:
+            How many are lost, None if that cannot be told, and what to say of it; or None where
+            nothing is lost.
+        """
+        known = None if self._known is None else _parsed(self._known)
+        if known is None and (self._known is not None or self._lacks_counter()):
+            state = "is missing" if self._known is None else "is damaged"
+            return None, (
+                f"{self._beside('-commits')}: {state}, so it cannot be told whether the end of "
+                f"the ledger is lost; restore the folder from a copy, or {self._accept('go on')}"
+            )
+        if known is not None and found < known:
+            return known - found, (
+                f"{self._path}: holds {found} of {known} transactions, the last {known - found} "
+                f"are lost with the end of {self._beside('-wal').name}; restore the folder from a "
+                f"copy, or {self._accept('run their trials again')}"
+            )
+        return None
+
+    def _accept(self, purpose: str) -> str:
+        return f"{purpose} after `tune-softmax check {self._path.parent} --accept-loss`"
+
+    def _lacks_counter(self) -> bool:
+        """Say whether the file needs a write-ahead log and nothing counts the transactions.
+
+        Asked twice, because a writer may come or go in between.
+        """
+        for _attempt in range(2):
+            with self._path.open("rb") as file:
+                header = file.read(20)
+            if header[18:19] != bytes([_WAL_MODE]) or self._beside("-commits").exists():
+                return False
+        return True
+
+    def begin_writing(self, commits: int) -> None:
+        """Start the write-ahead log and the count of transactions beside it.
+
+        Args:
+            commits: Transactions that the ledger holds.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            self._counter = os.open(self._beside("-commits"), flags, 0o644)
+            os.pwrite(self._counter, _line(commits), 0)
+            os.fsync(self._counter)
+            _sync_folder(self._path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._set_journal_mode("WAL")
+
+    def note_commit(self, commits: int) -> None:
+        """Note a transaction that is on the disk.
+
+        It reaches the disk itself at the system's leisure: that is soon enough for a process that
+        dies, and after a power cut the count may only be too low, never too high.
+
+        Args:
+            commits: Transactions that the ledger holds with it.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        assert self._counter is not None, "writing has not begun"
+        try:
+            os.pwrite(self._counter, _line(commits), 0)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        """Close the file; a writer leaves one plain file that can be copied and read anywhere.
+
+        Where another process reads at this moment, the write-ahead log and the count stay beside
+        the file; they are whole together.
+        """
+        if self._counter is not None:
+            mode = None
+            with suppress(sa.exc.DBAPIError, sqlite3.Error):
+                mode = self._set_journal_mode("DELETE")
+            os.close(self._counter)
+            self._counter = None
+            if mode == "delete":
+                self._beside("-commits").unlink(missing_ok=True)
+        self.engine.dispose()
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    def _set_journal_mode(self, mode: str) -> str:
+        with (
+            closing(self.engine.raw_connection()) as connection,
+            closing(connection.cursor()) as cursor,
+        ):
+            cursor.execute(f"PRAGMA journal_mode={mode}")
+            ((set_mode,),) = cursor.fetchall()
+            return str(set_mode)
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        reason = f"{self._path.parent}: cannot write there ({error})"
+        return StorageError(f"{reason}; make room or give write access, then resume the run")
+
+    # Copies, checks, errors
+
+    def back_up(self, suffix: str) -> Path:
+        """Copy the whole ledger, with what is in its write-ahead log, to a file beside it.
+
+        Args:
+            suffix: Of the copy's name.
+
+        Returns:
+            The copy, one plain file.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        target, draft = self._beside(suffix), self._beside(f"{suffix}.part")
+        try:
+            draft.unlink(missing_ok=True)
+            with (
+                closing(self.engine.raw_connection()) as source,
+                closing(sqlite3.connect(draft)) as copy,
+            ):
+                driver: Any = source.driver_connection
+                driver.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        except sqlite3.Error as error:
+            raise self.translated(error) from error
+        return target
+
+    def faults(self, connection: sa.Connection) -> list[str]:
+        """Return what SQLite's own checks find wrong with the file.
+
+        Args:
+            connection: Within a transaction.
+        """
+        wrong = []
+        try:
+            for (text,) in connection.exec_driver_sql("PRAGMA integrity_check"):
+                if text != "ok":
+                    wrong += [f"SQLite's integrity check: {line}" for line in text.splitlines()]
+            for table, row, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
+                wrong.append(f"table {table}, row {row}: belongs to no row of table {parent}")
+        except sa.exc.DatabaseError as error:
+            wrong.append(f"SQLite's integrity check: {error.orig}")
+        return wrong
+
+    def translated(self, error: Exception) -> ResultsError:
+        """Return our error for one of SQLite's, or for its words that cannot be read."""
+        if isinstance(error, UnicodeDecodeError):
+            reason = f"{self._path}: SQLite cannot even say what is wrong"
+            return DamagedRunError(f"{reason}; restore the folder from a copy")
+        error = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig else error
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+        # The low byte of an extended code is the plain one.
+        if code & 0xFF in _STORAGE_CODES and code not in _DAMAGE_CODES:
+            return StorageError(
+                f"{self._path}: SQLite says '{error}'; make room or give write access, then "
+                "resume the run"
+            )
+        return DamagedRunError(
+            f"{self._path}: SQLite says '{error}'; restore the folder from a copy"
+        )
+
+
+def _line(commits: int) -> bytes:
+    """Return the -commits file's content: always of one length, with a checksum."""
+    number = f"{commits:020d}"
+    return f"{number} {zlib.crc32(number.encode()):08x}\n".encode()
+
+
+def _parsed(content: bytes) -> int | None:
+    """Return the number of transactions, or None where the content is not ours."""
+    number = content[:20]
+    return int(number) if number.isdigit() and _line(int(number)) == content else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's list of files to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
