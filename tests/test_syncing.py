@@ -1,0 +1,260 @@
+"""Copies during a search: when they are made, and that nothing they meet harms the run."""
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import runs
+import s3_server
+
+from tune_softmax import copies
+from tune_softmax.ledger import Ledger
+from tune_softmax.stores import Store
+from tune_softmax.syncing import _Syncer, syncing
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """Let copies take what they need of the processor, and be tried again soon."""
+    monkeypatch.setattr("tune_softmax.syncing.MAX_SHARE", 1.0)
+    monkeypatch.setattr("tune_softmax.syncing.FIRST_RETRY_S", 0.01)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """Return a store in a folder."""
+    return Store.at(f"file://{tmp_path}/shelf")
+
+
+@pytest.fixture
+def proxy():
+    """Return a proxy before the real S3 server that hands everything on, for now."""
+    with s3_server.Proxy().running() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(monkeypatch, proxy):
+    """Return a store in a bucket of its own, reached through the proxy."""
+    s3_server.use(monkeypatch, proxy.url)
+    return Store.at(f"s3://{s3_server.new_bucket()}/x")
+
+
+def listed(store):
+    """Return the names of the copies in a store, the newest first."""
+    try:
+        content = b"".join(store.get("copies.json"))
+    except FileNotFoundError:
+        return []
+    return [copy["folder"] for copy in json.loads(content)["copies"]]
+
+
+def wait_for(condition, timeout_s=20):
+    """Wait until something is so, and return what it is."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)
+    return value
+
+
+def back(store, path):
+    """Fetch the newest copy and return its trials' numbers."""
+    copies.fetch(store, path, report=pytest.fail)
+    with closing(Ledger.open(path / "run.db")) as ledger:
+        return [trial.number for trial in ledger.trials()]
+
+
+def contents(path):
+    """Return every file of a folder and what is in it."""
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_copy_is_made_when_the_ledger_has_changed(tmp_path, shelf):
+    """Not before, and not again while it stays as it is."""
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+    with closing(ledger), syncing(folder, shelf, report=said.append, interval_s=0.02):
+        first = wait_for(lambda: listed(shelf))
+        time.sleep(0.3)
+        assert listed(shelf) == first
+        runs.train(ledger, range(2))
+        second = wait_for(lambda: (now := listed(shelf)) != first and now)
+        assert len(second) == 2
+        assert said == []
+    assert len(said) == 1
+    assert said[0].startswith(f"copied to {shelf.url}: ")
+
+
+def test_the_last_copy_holds_the_end(tmp_path, shelf):
+    """However long the interval, what was written last is in the store."""
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+    with closing(ledger), syncing(folder, shelf, report=said.append):
+        runs.train(ledger, range(4))
+        folder.log.write_text("ended\n")
+        assert listed(shelf) == []
+    assert back(shelf, tmp_path / "back") == [0, 1, 2, 3]
+    assert (tmp_path / "back" / "log.txt").read_text() == "ended\n"
+    assert said == [f"copied to {shelf.url}: once, the last whole (0.0 MB)"]
+
+
+def test_the_ledger_is_one_plain_file_afterwards(tmp_path, shelf):
+    """The copies leave no reader behind that would keep its log alive."""
+    folder, ledger = runs.begin(tmp_path / "run")
+    with closing(ledger), syncing(folder, shelf, report=print, interval_s=0.01):
+        for pack in range(10):
+            runs.train(ledger, [pack], pack=pack)
+        wait_for(lambda: len(listed(shelf)) == 2)
+    assert [path.name for path in folder.path.glob("run.db*")] == ["run.db"]
+
+
+def test_what_the_body_raises_passes_through(tmp_path, shelf):
+    """After a last copy of what there is by then."""
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+
+    def interrupted():
+        with closing(ledger), syncing(folder, shelf, report=said.append):
+            runs.train(ledger, range(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert back(shelf, tmp_path / "back") == [0, 1]
+    assert len(said) == 1
+
+
+def test_every_third_upload_may_fail(tmp_path, s3, proxy):
+    """Each copy becomes whole all the same."""
+    puts = iter(range(1, 10_000))
+    proxy.answer = lambda method, _path: 500 if method == "PUT" and not next(puts) % 3 else None
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+    with closing(ledger), syncing(folder, s3, report=said.append, interval_s=0.02):
+        for pack in range(2):
+            before = listed(s3)
+            runs.train(ledger, [pack], pack=pack)
+            wait_for(lambda before=before: listed(s3) != before)
+    assert back(s3, tmp_path / "back") == [0, 1]
+    assert sum(status == 500 for *_, status in proxy.requests) >= 4
+    assert said[0].startswith("copied to")
+
+
+def test_a_store_that_comes_back_is_used_again(tmp_path, s3, proxy, caplog):
+    """The trouble and its end are in the log, once each, and the end is whole."""
+    proxy.answer = lambda _method, _path: 403
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+    with (
+        caplog.at_level(logging.INFO, "tune_softmax"),
+        closing(ledger),
+        syncing(folder, s3, report=said.append, interval_s=0.1),
+    ):
+        wait_for(lambda: len(proxy.requests) >= 4)
+        proxy.answer = lambda _method, _path: None
+        wait_for(lambda: "copies are made again" in caplog.messages)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len([line for line in warnings if "a copy could not be made" in line]) == 1
+    assert "access denied" in warnings[0]
+    assert said[0].startswith("copied to")
+
+
+def test_a_failed_sync_leaves_the_run_untouched(tmp_path, s3, proxy):
+    """The folder is as without it; the report says what is there, why, and what to do."""
+    proxy.answer = lambda _method, _path: 403
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+    began = time.monotonic()
+    with (
+        closing(ledger),
+        syncing(folder, s3, report=said.append, interval_s=0.02, last_copy_s=0.5),
+    ):
+        runs.train(ledger, range(4))
+        ledger.close()
+        before = contents(folder.path)
+        wait_for(lambda: len(proxy.requests) >= 2)
+    assert time.monotonic() - began < 10
+    assert contents(folder.path) == before
+    proxy.answer = lambda _method, _path: None
+    assert listed(s3) == []
+    (line,) = said
+    assert line.startswith(f"there is no copy yet at {s3.url}: {s3.url}: access denied")
+    assert line.endswith(f"copy it with: tune-softmax copy {folder.path} {s3.url}")
+
+
+def test_a_store_lost_on_the_way_keeps_what_it_has(tmp_path, s3, proxy):
+    """The report says of when the newest copy is."""
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+    with (
+        closing(ledger),
+        syncing(folder, s3, report=said.append, interval_s=0.02, last_copy_s=0.1),
+    ):
+        runs.train(ledger, range(2))
+        wait_for(lambda: listed(s3))
+        proxy.answer = lambda _method, _path: 403
+        runs.train(ledger, range(2, 4), pack=1)
+    assert said[0].startswith("the newest copy is of 2")
+    proxy.answer = lambda _method, _path: None
+    assert back(s3, tmp_path / "back") in ([], [0], [0, 1])
+
+
+def test_a_defect_of_a_copy_does_not_reach_the_search(tmp_path, shelf):
+    """A ledger that has vanished fails the copies alone."""
+    folder, ledger = runs.begin(tmp_path / "run")
+    said = []
+    with syncing(folder, shelf, report=said.append, interval_s=0.02, last_copy_s=0.05):
+        ledger.close()
+        folder.ledger.unlink()
+    assert "no ledger there" in said[0]
+
+
+def test_a_store_may_fail_for_days(tmp_path, shelf):
+    """The time between tries grows no further at some point, and stays a number."""
+    syncer = _Syncer(runs.finished(tmp_path / "run"), shelf, 60.0)
+    waits = []
+    for syncer._num_failures in (1, 2, 10, 100, 10_000):
+        waits.append(syncer._backoff_s())
+    assert waits == sorted(waits)
+    assert waits[-1] == waits[-2]
+
+
+SILENT = """
+import socket, sys, time, runs
+from pathlib import Path
+from tune_softmax import stores
+from tune_softmax.stores import Store
+from tune_softmax.syncing import syncing
+stores.SILENCE_TIMEOUT_S = 1
+folder = runs.finished(Path(sys.argv[1]))
+with syncing(folder, Store.at("s3://bucket/x"), report=print, interval_s=0.01, last_copy_s=1):
+    time.sleep(0.5)
+    began = time.monotonic()
+print("ended after", time.monotonic() - began)
+"""
+
+
+@pytest.mark.slow
+def test_a_silent_server_delays_the_end_a_bounded_time(tmp_path, monkeypatch):
+    """It takes connections and never answers; the process ends all the same."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(100)
+        s3_server.use(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        done = subprocess.run(
+            [sys.executable, "-c", SILENT, str(tmp_path / "run")],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    assert "the store cannot be reached" in done.stdout or "still under way" in done.stdout
+    assert float(done.stdout.split("ended after ")[1]) < 20

@@ -1,0 +1,44 @@
+"""`copy`: a run to where it is safe, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tune_softmax.commands.options import console
+
+__all__ = ["copy"]
+
+PLACE = "A run folder, or an address: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or file:///PATH."
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="RUN|URL", help=PLACE)],
+    target: Annotated[str, typer.Argument(metavar="URL|RUN", help=f"The other one. {PLACE}")],
+) -> None:
+    """Copy a run to an address, also while a search writes it; or bring the newest copy back."""
+    from tune_softmax import copies
+    from tune_softmax.results import RunFolder, load
+    from tune_softmax.stores import Store, is_address
+
+    if is_address(source) == is_address(target):
+        raise typer.BadParameter("name a run folder and an address, in either order")
+    terminal = console()
+
+    def say(line: str) -> None:
+        terminal.print(line, highlight=False, soft_wrap=True)
+
+    if is_address(target):
+        made = copies.put(RunFolder(Path(source)), Store.at(target))
+        say(
+            f"copied {source} to {target}: {len(made.files)} files, {made.size_bytes / 1e6:.1f} MB"
+        )
+        return
+    made = copies.fetch(Store.at(source), Path(target), report=say)
+    trials = load(target).trials
+    say(
+        f"fetched {target}, as it was at {made.at:%Y-%m-%d %H:%M:%S} UTC: {len(trials)} trials; "
+        f"go on with: tune-softmax resume {target}"
+    )
