@@ -1,15 +1,22 @@
 """What several test modules share."""
 
+from __future__ import annotations
+
 import gzip
 import os
 import struct
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from postgresql_server import Server
 
 _TYPE_BYTES = {np.dtype(np.uint8): 0x08, np.dtype(np.int32): 0x0C}
 
@@ -31,6 +38,49 @@ def fashion_mnist_dir() -> Path:
     if not (Path(folder) / "FashionMNIST/raw/train-images-idx3-ubyte.gz").exists():
         pytest.skip(f"{variable} holds no Fashion-MNIST")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """Return a running PostgreSQL server, whose password is in the environment, or skip the test.
+
+    A test that stops it starts it again.
+    """
+    pytest.importorskip("psycopg")
+    from postgresql_server import PASSWORD, Server, programs
+
+    if programs() is None:
+        pytest.skip("no PostgreSQL server is installed")
+    server = Server()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PGPASSWORD", PASSWORD)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.remove()
+
+
+@pytest.fixture
+def in_child() -> Callable[..., int]:
+    """Return the function that calls another in a child process, and returns how that ended.
+
+    That is 0, 1 after an exception, or minus the signal that killed it.
+    """
+
+    def call(function: Callable[..., object], *arguments: object) -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                function(*arguments)
+            except BaseException:  # noqa: BLE001 - nothing of the child may go on here
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    return call
 
 
 @pytest.fixture(scope="session")

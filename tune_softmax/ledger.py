@@ -169,6 +169,21 @@ class Ledger:
         cls._opened(location, writable=True, accepts_loss=True).close()
 
     @classmethod
+    def check_reachable(cls, location: ServerLocation) -> None:
+        """See that a database answers, before work begins whose results are to go there.
+
+        Args:
+            location: Where a ledger is to be.
+
+        Raises:
+            ResultsError: The driver is not installed.
+            StorageError: The database cannot be reached.
+        """
+        ledger = cls(_storage(location, writable=False))
+        with ledger._reading():
+            ledger.close()
+
+    @classmethod
     def _opened(
         cls, location: Path | ServerLocation, *, writable: bool, accepts_loss: bool
     ) -> Ledger:
@@ -279,11 +294,12 @@ class Ledger:
         return attempts
 
     def move(self, pack: int, numbers: Iterable[int]) -> None:
-        """Record that running trials go on in another pack, from where they are."""
+        """Record that parked trials go on in another pack, from where they are."""
+        moved = {"pack": pack, "state": State.RUNNING}
         with self._transaction() as batch:
             rows = batch.find(TRIALS, list(numbers))
-            running = [row for row in rows if row["state"] == State.RUNNING]
-            batch.put(TRIALS, [{**row, "pack": pack} for row in running])
+            parked = [row for row in rows if row["state"] == State.PARKED]
+            batch.put(TRIALS, [{**row, **moved} for row in parked])
 
     def record(self, pack: int, reports: Sequence[Report]) -> None:
         """Record one or more epochs of a pack, with the final states they brought.

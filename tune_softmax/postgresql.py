@@ -182,6 +182,7 @@ class PostgresqlSchema:
             connection.close()
             raise
         connection.autocommit = False
+        connection.read_only = not self._writable
         self._has_connected = True
         return connection
 

@@ -29,6 +29,7 @@ from tune_softmax.errors import (
 )
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import CURVES, State
+from tune_softmax.postgresql import ServerLocation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,9 +54,37 @@ class RunFolder:
         return self.path / "experiment.yaml"
 
     @property
-    def ledger(self) -> Path:
-        """The ledger: trials, epochs, events."""
-        return self.path / "run.db"
+    def ledger(self) -> Path | ServerLocation:
+        """The ledger: trials, epochs, events; a file here, or where a file here says.
+
+        Raises:
+            DamagedRunError: That file names no ledger.
+        """
+        try:
+            text = self._ledger_url.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return self.path / "run.db"
+        except (OSError, ValueError) as error:
+            raise DamagedRunError(f"{self._ledger_url}: cannot be read ({error})") from error
+        try:
+            return ServerLocation.parse(text.strip())
+        except ResultsError as error:
+            raise DamagedRunError(f"{self._ledger_url}: {error}") from error
+
+    @property
+    def _ledger_url(self) -> Path:
+        return self.path / "ledger.url"
+
+    def place_ledger(self, location: ServerLocation) -> None:
+        """Note that a new run's ledger is in a PostgreSQL database, before it is made there.
+
+        Raises:
+            StorageError: The folder cannot be written.
+        """
+        try:
+            self._ledger_url.write_text(f"{location}\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot write there ({error})") from error
 
     @property
     def environment(self) -> Path:
@@ -282,7 +311,8 @@ def load(run: Path | str) -> Results:
     ledger = Ledger.open(folder.ledger)
     try:
         experiment = experiments.load(folder.experiment)
-        trials, epochs = ledger.trials(), ledger.epochs()
+        with ledger.snapshot():
+            trials, epochs = ledger.trials(), ledger.epochs()
     except ExperimentError as error:
         raise DamagedRunError(f"{error}; restore the folder from a copy") from error
     finally:
