@@ -66,12 +66,32 @@ ORDER = [
     "single",
     "chosen",
     "diagnosis",
+    "report.theme",
+    "report.measures",
+    "report.figures.base",
+    "report.figures.training",
+    "report.figures.regularization",
+    "report.figures.searching",
+    "report.figures.evaluation",
+    "report.figures.hyperparameters",
+    "report.evaluation",
+    "report.inputs",
+    "report.findings",
+    "report.parts",
+    "report.searched",
+    "report.tested",
+    "report.sections",
+    "report.page",
+    "report.stills",
+    "report.markdown",
+    "report.serve",
     "commands.options",
     "commands.analysis",
     "commands.benchmarks",
     "commands.checks",
     "commands.copies",
     "commands.models",
+    "commands.report",
     "commands.searching",
     "cli",
 ]
@@ -167,7 +187,10 @@ def test_the_two_ways_to_train_do_not_know_each_other():
 
 @pytest.mark.parametrize(
     ("library", "modules"),
-    [("ray", {"driver", "worker", "asha", "cluster"}), ("optuna", {"study"})],
+    [
+        ("ray", {"driver", "worker", "asha", "cluster"}),
+        ("optuna", {"study", "report.figures.hyperparameters"}),
+    ],
 )
 def test_a_library_is_named_where_it_belongs(library, modules):
     """Ray and Optuna each have their modules, and no other names them."""

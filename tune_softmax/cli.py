@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from tune_softmax.commands import analysis, benchmarks, checks, copies, models, searching
+from tune_softmax.commands import analysis, benchmarks, checks, copies, models, report, searching
 from tune_softmax.errors import StorageError, TuneSoftmaxError
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ for command in (
     searching.resume,
     models.train,
     analysis.results,
+    report.report,
     copies.copy,
     checks.validate,
     checks.doctor,

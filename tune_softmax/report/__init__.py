@@ -1,0 +1,1 @@
+"""The report of a run: figures over dataframes, and the one page that shows them."""

@@ -1,0 +1,211 @@
+"""Figures of test results: the confirmed accuracy, and which class is taken for which."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tune_softmax.intervals import recall_differences
+from tune_softmax.report.figures.base import describe, new_figure
+from tune_softmax.report.measures import confusion_differences
+from tune_softmax.report.theme import BLUE, COUNTS, DIFFERENCES, GREEN, GREY, PURPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    import plotly.graph_objects as go
+    from numpy.typing import NDArray
+
+__all__ = ["confirmed_accuracy", "confusion_difference", "confusion_matrix", "recall_difference"]
+
+_UNCLEAR = "no difference seen"
+MAX_LABELLED = 20  # with more classes, numbers in the cells could not be read
+
+
+def confirmed_accuracy(winners: pd.DataFrame) -> go.Figure:
+    """Draw the test accuracy of each confirmed trial with its own interval over seeds.
+
+    Args:
+        winners: As `inference.winners` returns it: one row a trial, the best first.
+    """
+    figure = new_figure(
+        "Confirmed test accuracy",
+        "test accuracy, mean and interval",
+        "",
+        height=120 + 30 * len(winners),
+    )
+    rows = winners.iloc[::-1]  # Plotly counts from below
+    names = [f"trial {number}" for number in rows["trial"]]
+    for is_winner, name, marker in (
+        (True, "cannot be told apart from the best", {"color": BLUE, "symbol": "circle"}),
+        (False, "shown to be worse", {"color": GREY, "symbol": "circle-open"}),
+    ):
+        chosen = (rows["is_winner"] == is_winner).to_numpy(dtype=bool)
+        if not chosen.any():
+            continue
+        part = rows[chosen]
+        figure.add_scatter(
+            x=part["mean_test_accuracy"].to_numpy(),
+            y=[label for label, yes in zip(names, chosen, strict=True) if yes],
+            mode="markers",
+            name=name,
+            marker={**marker, "size": 9},
+            error_x={
+                "array": (part["accuracy_high"] - part["mean_test_accuracy"]).to_numpy(),
+                "arrayminus": (part["mean_test_accuracy"] - part["accuracy_low"]).to_numpy(),
+                "color": marker["color"],
+            },
+            hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+        )
+    figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
+    parts = [
+        f"trial {row['trial']} {row['mean_test_accuracy']:.4f} ({row['accuracy_low']:.4f} to "
+        f"{row['accuracy_high']:.4f})"
+        for row in rows.iloc[::-1].to_dict("records")
+    ]
+    return describe(figure, f"Confirmed test accuracy: {'; '.join(parts)}.")
+
+
+def confusion_matrix(confusion: NDArray[np.int64], class_names: Sequence[str]) -> go.Figure:
+    """Draw how often each class was taken for each.
+
+    Args:
+        confusion: Counts, (C, C): rows are true classes, columns predicted ones.
+        class_names: The C classes.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    figure = _matrix("Confusion matrix", class_names)
+    figure.add_heatmap(
+        z=np.log1p(counts),
+        x=_plain(class_names),
+        y=_plain(class_names),
+        customdata=counts,
+        text=np.where(counts > 0, counts.astype(str), ""),
+        texttemplate="%{text}" if len(class_names) <= MAX_LABELLED else None,
+        colorscale=COUNTS,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        hovertemplate="true %{y}, predicted %{x}: %{customdata}<extra></extra>",
+    )
+    wrong = counts - np.diag(np.diag(counts))
+    text = f"Confusion matrix of {len(class_names)} classes: {wrong.sum()} of {counts.sum()} wrong"
+    if wrong.sum():
+        true, predicted = divmod(int(wrong.argmax()), len(wrong))
+        text += (
+            f"; most often, {wrong.max()} times, {class_names[true]} is taken for "
+            f"{class_names[predicted]}"
+        )
+    return describe(figure, f"{text}.")
+
+
+def confusion_difference(
+    confusion: NDArray[np.int64], baseline: NDArray[np.int64], class_names: Sequence[str]
+) -> go.Figure:
+    """Draw how much more often than the baseline each class was taken for each.
+
+    A cell whose interval leaves out zero has its number in it; `measures.confusion_differences`
+    says which intervals these are.
+
+    Args:
+        confusion: The winner's counts, (C, C): rows are true classes, columns predicted ones.
+        baseline: The baseline's, of the same images.
+        class_names: The C classes.
+    """
+    cells = confusion_differences(baseline, confusion)
+    shape = (len(class_names), len(class_names))
+    percent = 100 * cells[["difference", "low", "high"]].to_numpy().reshape(*shape, 3)
+    texts = [
+        f"{100 * row['difference']:+.1f}" if row["is_different"] else ""
+        for row in cells.to_dict("records")
+    ]
+    limit = float(np.nanmax(np.abs(percent[..., 0]))) or 1.0
+    figure = _matrix("Confusion, best minus baseline", class_names)
+    figure.add_heatmap(
+        z=percent[..., 0],
+        x=_plain(class_names),
+        y=_plain(class_names),
+        customdata=percent,
+        text=np.array(texts).reshape(shape),
+        texttemplate="%{text}" if len(class_names) <= MAX_LABELLED else None,
+        colorscale=DIFFERENCES,
+        zmin=-limit,
+        zmax=limit,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        hovertemplate="true %{y}, predicted %{x}: %{customdata[0]:+.1f} % of the class "
+        "(%{customdata[1]:+.1f} to %{customdata[2]:+.1f})<extra></extra>",
+    )
+    found = [
+        f"{class_names[row['true']]} taken for {class_names[row['predicted']]} "
+        f"{100 * row['difference']:+.1f} %"
+        for row in cells[cells["is_different"]].to_dict("records")
+    ]
+    text = "; ".join(found) or f"no difference was seen in any of {len(cells)} cells"
+    return describe(figure, f"Confusion matrix, best minus baseline: {text}.")
+
+
+def recall_difference(
+    confusion: NDArray[np.int64], baseline: NDArray[np.int64], class_names: Sequence[str]
+) -> go.Figure:
+    """Draw how much more of each class the winner gets right than the baseline, with intervals.
+
+    Args:
+        confusion: The winner's counts, (C, C): rows are true classes, columns predicted ones.
+        baseline: The baseline's, of the same images.
+        class_names: The C classes.
+    """
+    rows = recall_differences(baseline, confusion).assign(name=_plain(class_names))
+    figure = new_figure(
+        "Recall of each class, best minus baseline",
+        "difference of recall, in %",
+        "",
+        height=120 + 30 * len(rows),
+    )
+    verdicts = np.where(rows["low"] > 0, "more", np.where(rows["high"] < 0, "less", _UNCLEAR))
+    for verdict, color, symbol in (
+        ("more", GREEN, "circle"),
+        ("less", PURPLE, "square"),
+        (_UNCLEAR, GREY, "circle-open"),
+    ):
+        part = rows[verdicts == verdict]
+        if len(part):
+            figure.add_scatter(
+                x=100 * part["difference"].to_numpy(),
+                y=part["name"].tolist(),
+                mode="markers",
+                name=verdict,
+                marker={"color": color, "symbol": symbol, "size": 9},
+                error_x={
+                    "array": 100 * (part["high"] - part["difference"]).to_numpy(),
+                    "arrayminus": 100 * (part["difference"] - part["low"]).to_numpy(),
+                    "color": color,
+                },
+                hovertemplate="%{y}: %{x:+.1f} %<extra></extra>",
+            )
+    names = rows["name"].tolist()
+    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=False)
+    figure.update_xaxes(zeroline=True, zerolinewidth=2)
+    found = [
+        f"{class_names[row['class']]} {100 * row['difference']:+.1f} %"
+        for row in rows[rows["is_different"]].to_dict("records")
+    ]
+    text = "; ".join(found) or "no difference was seen in any class"
+    return describe(figure, f"Recall of each class, best minus baseline: {text}.")
+
+
+def _matrix(title: str, class_names: Sequence[str]) -> go.Figure:
+    height = 140 + 34 * min(len(class_names), MAX_LABELLED)
+    figure = new_figure(title, "predicted class", "true class", height=height)
+    figure.update_xaxes(showgrid=False, type="category", tickangle=-45)
+    figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
+    return figure
+
+
+def _plain(class_names: Sequence[str]) -> list[str]:
+    """Return names as Plotly's text shows them unchanged: it would read tags in them."""
+    return [escape(name, quote=False) for name in class_names]

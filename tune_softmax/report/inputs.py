@@ -1,0 +1,130 @@
+"""What a report is made from, and `gather`, which reads it from a run folder.
+
+Everything but the run itself is optional: the page says how to get what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tune_softmax import results
+from tune_softmax.errors import DamagedRunError
+from tune_softmax.ledger import Ledger
+from tune_softmax.report.evaluation import read_evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import pandas as pd
+
+    from tune_softmax.experiment import Experiment
+    from tune_softmax.inference import Overfitting
+    from tune_softmax.report.evaluation import Evaluation
+    from tune_softmax.results import Results
+
+__all__ = ["Confirmation", "Inputs", "Remedies", "gather"]
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """The winners of a search, trained again over seeds and held against the test set.
+
+    Attributes:
+        replicates: One row a trial and seed: `trial`, `seed`, `test_loss`, `test_accuracy`.
+        winners: What `inference.winners` says of them, the best first.
+    """
+
+    replicates: pd.DataFrame
+    winners: pd.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Remedies:
+    """A study of remedies against overfitting.
+
+    Attributes:
+        arms: One row a remedy, strength and seed: `remedy`, `strength`, `strength_label`,
+            `seed`, training, validation and test loss and accuracy, `gap`, `epochs`,
+            `best_epoch`.
+        effects: What `inference.effects` says of them.
+        overfitting: Whether there is anything to cure.
+    """
+
+    arms: pd.DataFrame
+    effects: pd.DataFrame
+    overfitting: Overfitting | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a report is made from.
+
+    Attributes:
+        folder: The run folder.
+        experiment: What was asked.
+        search: The search's results, if the run is one.
+        environment: Versions, hardware, seeds, checksums, command.
+        openings: (UTC time, for what, as JSON) of each look at the test set.
+        path: The regularization path's points, one row a weight decay, if it is cached.
+        confirmation: If the winners were confirmed.
+        remedies: If remedies were studied.
+        evaluation: If the winner was evaluated.
+    """
+
+    folder: Path
+    experiment: Experiment
+    search: Results | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    openings: tuple[tuple[str, str], ...] = ()
+    path: pd.DataFrame | None = None
+    confirmation: Confirmation | None = None
+    remedies: Remedies | None = None
+    evaluation: Evaluation | None = None
+
+    def command(self, verb: str, *arguments: str) -> str:
+        """Return what to type, about this run if no arguments are given."""
+        return shlex.join(["tune-softmax", verb, *(arguments or [str(self.folder)])])
+
+
+def gather(run: Path) -> Inputs:
+    """Read what there is to report on.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        ResultsError: There is no run at that path.
+        DamagedRunError: Its files contradict themselves.
+    """
+    found = results.load(run)
+    with closing(Ledger.open(found.folder.ledger)) as ledger:
+        events = ledger.events()
+    return Inputs(
+        folder=run,
+        experiment=found.experiment,
+        search=found,
+        environment=_environment(found.folder.environment),
+        openings=tuple(
+            (str(at), json.dumps(detail)) for at, kind, detail in events if kind == "test_opened"
+        ),
+        evaluation=read_evaluation(run / "best" / "evaluation.json"),
+    )
+
+
+def _environment(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedRunError(
+            f"{path}: cannot be read ({error}); restore the file from a copy"
+        ) from error
+    if not isinstance(content, dict):
+        raise DamagedRunError(f"{path}: must hold one mapping; restore the file from a copy")
+    return content

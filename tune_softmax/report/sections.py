@@ -1,0 +1,127 @@
+"""What the page says, section by section: paragraphs, commands, tables and figures.
+
+A section leaves out what there is no data for, and says how to get it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from tune_softmax.metrics import State
+from tune_softmax.report import findings, searched, tested
+from tune_softmax.report.parts import (
+    Command,
+    Facts,
+    Listing,
+    Paragraph,
+    Part,
+    Section,
+    Source,
+    Table,
+    TrialTable,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tune_softmax.report.inputs import Inputs
+    from tune_softmax.results import Best, Results
+
+__all__ = ["sections"]
+
+
+def sections(inputs: Inputs) -> list[Section]:
+    """Return the sections of a report, in order.
+
+    Args:
+        inputs: What the report is made from.
+    """
+    made = [Section("found", "What was found", [Listing(findings.sentences(inputs))])]
+    search = inputs.search
+    best = findings.best_of(search) if search is not None else None
+    if search is not None:
+        made.append(_best(inputs, search, best))
+        made += [] if best is None else [searched.curves(search, best), searched.gap(search, best)]
+        made.append(searched.path(inputs, search, best))
+    if inputs.remedies is not None:
+        made.append(tested.remedies(inputs))
+    if search is not None:
+        made.append(searched.rungs(search))
+        made.append(searched.progress(inputs, search))
+        made.append(searched.hyperparameters(search))
+        made.append(tested.confusion(inputs))
+        made.append(Section("trials", "All trials", [TrialTable(_readable(search.trials))]))
+    made.append(_reproduction(inputs))
+    return made
+
+
+def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
+    parts: list[Part] = []
+    if best is None:
+        parts.append(Paragraph("No trial has a result yet."))
+        return Section("best", "The best configuration", parts)
+    row = search.trials.set_index("number").loc[best.number]
+    rows = [("trial", f"{best.number} ({str(row['state']).lower()})")]
+    rows += [
+        (name, _value(getattr(best.config, name))) for name in search.experiment.space.searched
+    ]
+    held = search.experiment.space.constants
+    rows += [(f"{name} (held)", _value(value)) for name, value in held.items()]
+    rows += [
+        ("validation loss", f"{row['last_validation_loss']:.4f}"),
+        ("validation accuracy", f"{row['last_validation_accuracy']:.4f}"),
+        ("training loss", f"{row['last_train_loss']:.4f}"),
+    ]
+    parts.append(Facts(rows))
+    if inputs.confirmation is not None and len(inputs.confirmation.winners):
+        parts += tested.confirmed(inputs.confirmation)
+    else:
+        parts.append(
+            Command(
+                "Its test accuracy is not known yet. To train the best trials again over seeds "
+                "and measure them on the test set:",
+                inputs.command("confirm"),
+            )
+        )
+    return Section("best", "The best configuration", parts)
+
+
+def _readable(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials with the last line of each error alone, for a page and not a log."""
+    error = trials["error"].map(
+        lambda text: text.strip().rpartition("\n")[2][:200], na_action="ignore"
+    )
+    return trials.assign(error=error)
+
+
+def _reproduction(inputs: Inputs) -> Section:
+    parts: list[Part] = []
+    environment = dict(inputs.environment)
+    command, packages = environment.pop("command", None), environment.pop("packages", None)
+    if isinstance(command, list) and command:
+        line = shlex.join(["tune-softmax", *map(str, command[1:])])
+        parts.append(Command("The run was made by:", line))
+    rows = [(name.replace("_", " "), str(value)) for name, value in environment.items()]
+    if isinstance(packages, dict):
+        rows += [(str(name), str(version)) for name, version in packages.items()]
+    parts.append(Facts(rows) if rows else Paragraph("environment.json is not in the folder."))
+    if inputs.search is not None:
+        done = inputs.search.count(State.COMPLETE, State.PRUNED, State.FAIL)
+        if left := inputs.experiment.num_trials - done:
+            parts.append(Command(f"{left:,} trials are left. To go on:", inputs.command("resume")))
+        parts.append(_opened(inputs))
+    parts.append(Source("experiment.yaml, every default written out", inputs.experiment.to_yaml()))
+    return Section("reproduction", "How to do it again", parts)
+
+
+def _opened(inputs: Inputs) -> Part:
+    if not inputs.openings:
+        return Paragraph("The test set has not been opened for this run.")
+    count = len(inputs.openings)
+    times = "once" if count == 1 else f"{count} times"
+    return Table(f"The test set was opened {times}", ("at", "for"), inputs.openings)
+
+
+def _value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

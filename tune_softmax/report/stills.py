@@ -1,0 +1,150 @@
+"""The report's main figures as PNG files, for a page that cannot run scripts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tune_softmax.metrics import State
+from tune_softmax.report.measures import comparable, completed, gaps
+from tune_softmax.report.theme import BLUE, GREEN, GREY, PURPLE, VERMILION
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+__all__ = ["save_effects", "save_gap", "save_learning_curves", "save_path"]
+
+DPI = 144
+LOSS = "mean cross-entropy in nats"
+
+
+def save_learning_curves(path: Path, epochs: pd.DataFrame, names: dict[int, str]) -> None:
+    """Draw the training and validation loss of some trials side by side.
+
+    Args:
+        path: The PNG file to write.
+        epochs: One row a trial and epoch.
+        names: What each trial is, by its number.
+    """
+    figure = Figure(figsize=(4.8 * len(names), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for axes, (number, name) in zip(panels, names.items(), strict=True):
+        curves = epochs[epochs["trial"] == number].sort_values("epoch")
+        for split, color, mark in (("train", BLUE, "o"), ("validation", VERMILION, "s")):
+            axes.plot(
+                curves["epoch"],
+                curves[f"{split}_loss"],
+                mark,
+                ls="-",
+                color=color,
+                ms=3,
+                label=split.replace("train", "training"),
+            )
+        axes.fill_between(
+            curves["epoch"],
+            curves["train_loss"],
+            curves["validation_loss"],
+            color=GREY,
+            alpha=0.25,
+        )
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _finish(axes, f"trial {number}, {name}", "epoch", LOSS if axes is panels[0] else "")
+    _save(figure, path)
+
+
+def save_gap(path: Path, trials: pd.DataFrame, winner: int) -> None:
+    """Draw every trial's generalization gap against weight decay and against its epochs.
+
+    Args:
+        path: The PNG file to write.
+        trials: One row a trial.
+        winner: The best trial's number.
+    """
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    gap = gaps(trials)
+    for axes, column in ((left, "weight_decay"), (right, "epochs_trained")):
+        for state, color, name in (
+            (State.PRUNED, GREY, "stopped early"),
+            (State.COMPLETE, BLUE, "complete"),
+        ):
+            rows = trials["state"] == state
+            axes.plot(trials.loc[rows, column], gap[rows], ".", color=color, label=name)
+        best = trials["number"] == winner
+        axes.plot(trials.loc[best, column], gap[best], "D", color=VERMILION, label="best")
+        if trials[column].gt(0).all() and trials[column].max() > 30 * trials[column].min():
+            axes.set_xscale("log")
+        _finish(axes, "", column.replace("_", " "), "")
+    longer = gap[(trials["epochs_trained"] > 1) & np.isfinite(gap)]
+    if len(longer) > 1:
+        low, high = np.percentile(longer, [1, 99])
+        left.set_ylim(low - 0.2 * (high - low) - 1e-3, high + 0.2 * (high - low) + 1e-3)
+    left.set_ylabel("validation minus training loss")
+    _save(figure, path)
+
+
+def save_path(path: Path, points: pd.DataFrame, trials: pd.DataFrame) -> None:
+    """Draw the regularization path with the complete trials on it.
+
+    Args:
+        path: The PNG file to write.
+        points: One row a weight decay: `weight_decay`, `train_loss`, `validation_loss`.
+        trials: One row a trial.
+    """
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    points = points[points["weight_decay"] > 0].sort_values("weight_decay")
+    for split, color in (("train", BLUE), ("validation", VERMILION)):
+        name = f"optimum, {split.replace('train', 'training')} loss"
+        axes.plot(points["weight_decay"], points[f"{split}_loss"], color=color, label=name)
+    beside = completed(comparable(trials))
+    axes.plot(
+        beside["weight_decay"], beside["last_validation_loss"], ".", color=GREY, label="trials"
+    )
+    top = max(points["validation_loss"].max(), beside["last_validation_loss"].quantile(0.8))
+    axes.set(xscale="log", ylim=(None, 1.02 * top))
+    _finish(axes, "", "weight decay", LOSS)
+    _save(figure, path)
+
+
+def save_effects(path: Path, effects: pd.DataFrame) -> None:
+    """Draw what each remedy did to the test loss, with intervals.
+
+    Args:
+        path: The PNG file to write.
+        effects: One row a remedy: `remedy`, `strength_label`, `difference`, `low`, `high`,
+            `verdict`.
+    """
+    figure = Figure(figsize=(7.2, 1.2 + 0.4 * len(effects)), layout="constrained")
+    axes = figure.subplots()
+    colors = {"helps": GREEN, "hurts": PURPLE}
+    for place, row in enumerate(effects.iloc[::-1].to_dict("records")):
+        color = colors.get(str(row["verdict"]), GREY)
+        axes.plot([row["low"], row["high"]], [place, place], color=color)
+        axes.plot([row["difference"]], [place], "o", color=color)
+    axes.axvline(0, color=GREY, lw=1)
+    names = [
+        f"{row['remedy'].replace('_', ' ')} {row['strength_label']}".replace("$", r"\$")
+        for row in effects.iloc[::-1].to_dict("records")
+    ]
+    axes.set_yticks(range(len(names)), names)
+    _finish(axes, "", "test loss, remedy minus baseline, in nats", "", legend=False)
+    _save(figure, path)
+
+
+def _finish(axes: Axes, title: str, x: str, y: str, *, legend: bool = True) -> None:
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.title.set_fontsize(10)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)

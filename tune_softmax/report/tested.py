@@ -1,0 +1,128 @@
+"""Sections about test images: the confirmed winners, the remedies, and what is taken for what."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from tune_softmax.report import figures, findings
+from tune_softmax.report.parts import (
+    Command,
+    Drawing,
+    Drawings,
+    Images,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tune_softmax.report.evaluation import Evaluation
+    from tune_softmax.report.inputs import Confirmation, Inputs
+
+__all__ = ["confirmed", "confusion", "remedies"]
+
+
+def confirmed(confirmation: Confirmation) -> Iterator[Part]:
+    """Yield what the confirmation over seeds says of the winners."""
+    winners = confirmation.winners
+    caption = (
+        "Means over seeds with an interval of each alone. Whether two can be told apart is "
+        "decided by their differences at the same seeds, which vary less than either."
+    )
+    yield Drawings([Drawing(figures.confirmed_accuracy(winners), caption, wide=True)])
+    rows = [
+        (
+            f"trial {row['trial']}",
+            f"{row['num_seeds']}",
+            f"{row['mean_test_accuracy']:.4f}",
+            _interval(row["accuracy_low"], row["accuracy_high"], ".4f"),
+            f"{row['mean_test_loss']:.4f}",
+            "no" if row["is_winner"] else "yes",
+        )
+        for row in winners.to_dict("records")
+    ]
+    header = ("", "seeds", "test accuracy", "interval", "test loss", "shown to be worse")
+    yield Table("Confirmed on the test set", header, rows)
+
+
+def remedies(inputs: Inputs) -> Section:
+    """Return what each remedy does, and at which strengths."""
+    assert inputs.remedies is not None, "asked for before"
+    arms, effects = inputs.remedies.arms, inputs.remedies.effects
+    effects = effects.assign(verdict=findings.effective_verdicts(effects))
+    caption = (
+        "Each remedy at the strength that the validation loss chose. Lines are intervals over "
+        "seeds, which hold together; where one holds zero, no difference was seen."
+    )
+    forest = Drawing(figures.remedy_effects(effects), caption, wide=True)
+    doses = arms.groupby("remedy")["strength"].nunique()
+    curves = [
+        Drawing(figures.dose_response(arms, name))
+        for name in dict.fromkeys(arms["remedy"])
+        if doses[name] > 1 and name != "baseline"
+    ]
+    rows = [
+        (
+            str(row["remedy"]).replace("_", " "),
+            str(row["strength_label"]),
+            f"{row['difference']:+.4f}",
+            _interval(row["low"], row["high"], "+.4f"),
+            "" if math.isnan(row["p_value"]) else f"{row['p_value']:.3g}",
+            str(row["verdict"]),
+        )
+        for row in effects.to_dict("records")
+    ]
+    header = ("", "strength", "difference", "interval", "p", "verdict")
+    table = Table("Remedy minus baseline", header, rows)
+    disease = inputs.remedies.overfitting
+    parts: list[Part] = [] if disease is None else [Paragraph(disease.sentence)]
+    return Section("remedies", "Remedies", [*parts, Drawings([forest]), table, Drawings(curves)])
+
+
+def confusion(inputs: Inputs) -> Section:
+    """Return what the winner takes for what, or how to find out."""
+    heading = "What is taken for what"
+    found = inputs.evaluation
+    if found is None:
+        text = "The winner has not been evaluated on the test images here. To do that:"
+        return Section("confusion", heading, [Command(text, inputs.command("confirm"))])
+    parts: list[Part] = [
+        Paragraph(
+            f"On the {int(found.confusion.sum()):,} test images the winner has loss "
+            f"{found.loss:.4f} and accuracy {found.accuracy:.4f}."
+        ),
+        Drawings(list(_matrices(found))),
+    ]
+    if found.wrong:
+        parts.append(Images(found.wrong))
+    return Section("confusion", heading, parts)
+
+
+def _matrices(found: Evaluation) -> Iterator[Drawing]:
+    names = found.class_names
+    matrix = figures.confusion_matrix(found.confusion, names)
+    yield Drawing(matrix, "Counts of test images; darker is more.", least_width=31)
+    if found.baseline_confusion is None:
+        return
+    pair = (found.confusion, found.baseline_confusion, names)
+    yield Drawing(
+        figures.confusion_difference(*pair),
+        "Per cent of a class, best minus baseline. A number stands where the interval, at 95 % "
+        "for all cells together, leaves out zero; elsewhere no difference was seen.",
+        least_width=31,
+    )
+    yield Drawing(
+        figures.recall_difference(*pair),
+        "Lines are intervals at 95 % for all classes together.",
+        wide=True,
+    )
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    """Return an interval in words; it reaches to infinity where it has no base."""
+    is_known = math.isfinite(low) and math.isfinite(high)
+    return f"{low:{form}} to {high:{form}}" if is_known else "none"
