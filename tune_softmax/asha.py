@@ -90,8 +90,8 @@ class Referee:
         self._parked |= states
 
     def fetch(self, numbers: Collection[int]) -> dict[int, Any]:
-        """Give back, and forget, the states of parked trials."""
-        return {number: self._parked.pop(number) for number in numbers}
+        """Give back, and forget, the states of parked trials, as far as they are here."""
+        return {n: self._parked.pop(n) for n in numbers if n in self._parked}
 
     def replay(self, values: Mapping[int, Mapping[int, float]]) -> None:
         """Hear recorded epochs again: they fill the rungs, and their verdicts stand.

@@ -7,6 +7,7 @@ The commands are in `commands/`. Each imports its module inside its function, so
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 
 import typer
@@ -49,6 +50,9 @@ def main() -> None:
     except TuneSoftmaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; what was recorded is kept, see `tune-softmax resume`", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

@@ -147,10 +147,16 @@ def _connect(address: str | None, folder: Path) -> Cluster:
 
 
 def _private_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="tune-softmax-"))
+    """Make a folder for Ray, and remove those that killed processes have left behind."""
+    prefix = f"tune-softmax-{os.getpid()}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     if len(str(folder)) > MAX_FOLDER_LENGTH:
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="tune-softmax-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    for other in folder.parent.glob("tune-softmax-[0-9]*-*"):
+        process = other.name.split("-")[2]
+        if not Path(f"/proc/{process}").exists():
+            shutil.rmtree(other, ignore_errors=True)
     return folder
 
 

@@ -9,7 +9,7 @@ import hashlib
 import heapq
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from numbers import Integral, Real
 from pathlib import Path
@@ -23,7 +23,7 @@ from tune_softmax.errors import DataError
 from tune_softmax.idx import IMAGES, LABELS, find_idx, read_idx, read_pair, read_shape
 from tune_softmax.seeding import derive_seed
 
-__all__ = ["DATASETS", "Dataset", "Split", "default_data_dir", "load_dataset", "load_test"]
+__all__ = ["DATASETS", "Dataset", "Split", "default_data_dir", "load_dataset", "load_test", "view"]
 
 DATASETS: tuple[str, ...] = (*PUBLIC_DATASETS, "idx", "digits")
 
@@ -143,11 +143,8 @@ def load_dataset(
     )
     rest = np.setdiff1d(np.arange(len(whole)), chosen)
     _check_rest(whole.labels[rest], class_names, validation, where)
-    if train_fraction < 1:
-        size = round(train_fraction * len(rest))
-        seed = derive_seed(split_seed, "train")
-        rest = rest[_stratified_sample(whole.labels[rest], size, seed, at_least=1)]
     train, held_out = _take(whole, rest), _take(whole, chosen)
+    train = _part(train, train_fraction, derive_seed(split_seed, "train"))
     return Dataset(
         name=name,
         train=train,
@@ -156,6 +153,29 @@ def load_dataset(
         pixel_max=16 if name == "digits" else 255,
         checksum=_checksum(train, held_out),
     )
+
+
+def view(
+    dataset: Dataset, *, seed: int, train_fraction: float = 1.0, with_validation: bool = False
+) -> Dataset:
+    """Return a dataset with other training images; the validation set stays.
+
+    Args:
+        dataset: What to look at.
+        seed: Which part to take; a smaller part of one seed lies within a larger.
+        train_fraction: How much of the training images to take, 0 < train_fraction <= 1.
+        with_validation: Whether to train on the validation images too, which tells nothing about
+            generalization any more.
+    """
+    train = _part(dataset.train, train_fraction, derive_seed(seed, "part"))
+    if with_validation:
+        joined = (train, dataset.validation)
+        train = Split(
+            np.concatenate([split.images for split in joined]),
+            np.concatenate([split.labels for split in joined]),
+        )
+    checksum = _checksum(train, dataset.validation)
+    return replace(dataset, train=train, checksum=checksum)
 
 
 def load_test(
@@ -335,6 +355,14 @@ def _shares(counts: list[int], size: int) -> list[int]:
         if shares[label] < counts[label]:
             heapq.heappush(later, (shares[label] * total // counts[label], label))
     return shares
+
+
+def _part(train: Split, fraction: float, seed: int) -> Split:
+    """Take a part of the training images, at least one of each class."""
+    if fraction == 1:
+        return train
+    size = round(fraction * len(train))
+    return _take(train, _stratified_sample(train.labels, size, seed, at_least=1))
 
 
 def _take(split: Split, indices: NDArray[np.intp]) -> Split:

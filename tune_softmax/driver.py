@@ -1,4 +1,4 @@
-"""Drive one search in Ray Tune: join the study, the referee and the packs through the ledger.
+"""Drive one agenda in Ray Tune: join it, the referee and the packs through the ledger.
 
 The driver alone writes the ledger. Ray Tune's own folder is scratch, and what Ray pickles of the
 driver is empty: what a resume needs is in the run folder.
@@ -9,37 +9,42 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_softmax.asha import Referee
 from tune_softmax.metrics import State
 from tune_softmax.progress import Snapshot
-from tune_softmax.study import Study
-from tune_softmax.worker import PARK_FRACTION, PackTrainable
+from tune_softmax.worker import PackTask, PackTrainable, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
+    from ray.tune.experiment import Trial
+
+    from tune_softmax.agenda import Agenda, View
     from tune_softmax.cluster import Cluster
     from tune_softmax.config import Config
-    from tune_softmax.data import Dataset
-    from tune_softmax.experiment import Experiment
+    from tune_softmax.data import Dataset, Split
+    from tune_softmax.experiment import Asha, Experiment
     from tune_softmax.ledger import Ledger
+    from tune_softmax.worker import PackResult
 
 __all__ = ["Job", "Outcome", "drive"]
 
 MAX_ATTEMPTS = 3
-# The sampler learns between packs, so a search asks in at least this many rounds; and every
-# place where a pack can run sees some rounds, so that the last ones do not leave places idle.
-MIN_ROUNDS = 8
+# Every place where a pack can run sees some rounds, so that the last ones leave none idle.
 ROUNDS_PER_PLACE = 4
 MAX_AUTO_PACK = {"cpu": 64, "gpu": 1024}
+# A pack that is down to this fraction of its trials parks them. Measured with two packs of 32 at
+# a time: half of a search's seconds went into packs of three trials or fewer.
+PARK_FRACTION = 8
 
 logger = logging.getLogger("tune_softmax")
 
@@ -49,20 +54,26 @@ class Job:
     """What one search or resume works with.
 
     Attributes:
-        experiment: What to search.
+        experiment: What is asked.
+        agenda: The trials to train; the driver replays the ledger into it.
         ledger: Open for writing.
         dataset: Training and validation images.
         cluster: Where packs run.
         should_stop: Asked between events; the search ends once it is true.
         observe: Called with every change.
+        asha: When poor trials are stopped; None: never.
+        test: Test images to evaluate complete trials on; None for a search.
     """
 
     experiment: Experiment
+    agenda: Agenda
     ledger: Ledger
     dataset: Dataset
     cluster: Cluster
     should_stop: Callable[[], bool]
     observe: Callable[[Snapshot], None]
+    asha: Asha | None = None
+    test: Split | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +111,19 @@ class _StopSearch(BaseException):
 
 def _tune(job: Job, driver: _Driver) -> None:
     experiment = job.experiment
-    settings = {
-        "seed": experiment.search.seed,
-        "metric": experiment.search.metric,
-        "cpus_per_pack": experiment.resources.cpus_per_pack,
-        "reduction": experiment.model.reduction,
-        "initial_std": experiment.model.initial_std,
-    }
+    settings = Settings(
+        metric=experiment.search.metric,
+        cpus_per_pack=experiment.resources.cpus_per_pack,
+        reduction=experiment.model.reduction,
+        initial_std=experiment.model.initial_std,
+        parks_at=driver.parks_at,
+    )
     trainable = tune.with_parameters(
-        PackTrainable, dataset=job.dataset, settings=settings, referee=_start_referee(driver)
+        PackTrainable,
+        dataset=job.dataset,
+        test=job.test,
+        settings=settings,
+        referee=_start_referee(job, driver.curves),
     )
     resources = {
         "CPU": experiment.resources.cpus_per_pack,
@@ -120,29 +135,29 @@ def _tune(job: Job, driver: _Driver) -> None:
             search_alg=_PackSearcher(driver),
             num_samples=-1,  # the searcher says when it is finished
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"pack-{trial.config['pack']}",
+            trial_dirname_creator=lambda trial: f"pack-{trial.config['task'].pack}",
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(job.cluster.folder / "results"),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
-            callbacks=[_StopWatch(driver)],
+            callbacks=[_Watch(driver, experiment.resources.report_timeout_s)],
         ),
     )
     tuner.fit()
 
 
-def _start_referee(driver: _Driver) -> Any:  # noqa: ANN401 - an actor handle has no type
-    search = driver.experiment.search
-    if search.asha is None:
+def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa: ANN401 - a handle
+    if job.asha is None:
         return None
+    search = job.experiment.search
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Referee)
-    max_epochs = int(driver.experiment.space.largest("num_epochs"))
-    referee = actor.remote(search.asha, search.mode, max_epochs, search.seed)
-    if driver.curves:
-        recorded = {number: dict(enumerate(curve, 1)) for number, curve in driver.curves.items()}
+    max_epochs = int(job.experiment.space.largest("num_epochs"))
+    referee = actor.remote(job.asha, search.mode, max_epochs, search.seed)
+    if curves:
+        recorded = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
         referee.replay.remote(recorded)
     return referee
 
@@ -155,41 +170,58 @@ class _Driver:
         self.experiment = experiment
         self.should_stop = job.should_stop
         self.num_places = job.cluster.num_packs(experiment.resources)
+        self._agenda = job.agenda
         self._ledger = ledger
         self._observe = job.observe
         self._started = time.monotonic()
         self._live: dict[str, dict[int, Config]] = {}  # trials by Ray's trial id
         self._parked: defaultdict[int, dict[int, Config]] = defaultdict(dict)  # by epoch
-        self._study = Study(experiment.space, experiment.search)
         self.curves: defaultdict[int, list[float]] = defaultdict(list)
         trials = ledger.trials()
         for number, _epoch, metrics in ledger.epochs():
             self.curves[number].append(getattr(metrics, experiment.search.metric))
-        self._study.replay(trials, self.curves)
+        self._agenda.replay(trials, self.curves)
         self._states = {trial.number: trial.state for trial in trials}
+        self._attempts = {trial.number: trial.attempts for trial in trials}
         self._num_done_before = sum(state.is_final for state in self._states.values())
         self._next_pack = 1 + max((trial.pack for trial in trials), default=-1)
         self._num_epochs = sum(map(len, self.curves.values()))
         self._best: tuple[int, float] | None = None
-        self.pack_size = self._pack_size()
-        left = {trial.number: trial.config for trial in trials if not trial.state.is_final}
-        self._again = deque(_chunks(left, self.pack_size))
+        self.pack_size = self._auto_pack_size()
+        self.parks_at = self.pack_size // PARK_FRACTION if job.asha else 0
+        for _, kind, detail in ledger.events():
+            if kind == "out_of_memory":
+                self.pack_size = min(self.pack_size, int(detail["fits"]))
+        self._again: deque[dict[int, Config]] = deque()
+        left: defaultdict[View, dict[int, Config]] = defaultdict(dict)
         for trial in trials:
+            if trial.state is State.PARKED:
+                self._parked[len(self.curves[trial.number])][trial.number] = trial.config
+            elif not trial.state.is_final:
+                left[self._view(trial.number, trial.config)][trial.number] = trial.config
             self._note_best(trial.number, trial.state)
+        for configs in left.values():
+            self._again += _chunks(configs, self.pack_size)
 
     @property
     def progress(self) -> tuple[int, int]:
         """How many trials are done, of how many."""
         done = sum(state.is_final for state in self._states.values())
-        return done, self._study.num_trials
+        return done, self._agenda.num_trials
 
-    def _pack_size(self) -> int:
+    def _auto_pack_size(self) -> int:
         asked = self.experiment.search.pack_size
         if asked != "auto":
             return asked
-        rounds = max(MIN_ROUNDS, ROUNDS_PER_PLACE * self.num_places)
+        agenda = self._agenda
+        rounds = agenda.num_rounds
+        if rounds > 1:
+            rounds = max(rounds, ROUNDS_PER_PLACE * self.num_places)
         largest = MAX_AUTO_PACK["gpu" if self.experiment.resources.gpus_per_pack else "cpu"]
-        return min(max(1, self._study.num_trials // rounds), largest)
+        return min(max(1, agenda.num_trials // rounds), largest)
+
+    def _view(self, number: int, config: Config) -> View:
+        return self._agenda.task(number, config).view
 
     def next_pack(self, ray_id: str) -> dict[str, Any] | str | None:
         """Give Ray Tune the next pack, nothing for now, or word that all is done."""
@@ -204,13 +236,14 @@ class _Driver:
         if epoch:
             self._ledger.move(pack, configs)
         else:
-            self._ledger.hand_out(pack, configs)
+            self._attempts |= self._ledger.hand_out(pack, configs)
         self._live[ray_id] = dict(configs)
         self._states |= dict.fromkeys(configs, State.RUNNING)
         logger.info("pack %d: trials %s from epoch %d", pack, _spans(configs), epoch + 1)
         self.show()
-        trials = {str(number): asdict(config) for number, config in configs.items()}
-        return {"pack": pack, "trials": trials, "epoch": epoch}
+        tasks = {number: self._agenda.task(number, config) for number, config in configs.items()}
+        recorded = max(len(self.curves[number]) for number in configs)
+        return {"task": PackTask(pack, tasks, epoch, recorded)}
 
     def _next_trials(self) -> tuple[int, dict[int, Config]]:
         """Return what the next pack trains, and how many epochs it has behind it.
@@ -221,22 +254,23 @@ class _Driver:
         if self._again:
             return 0, self._again.popleft()
         fullest = max(self._parked, key=lambda epoch: len(self._parked[epoch]), default=0)
-        waiting = dict(self._parked.get(fullest, {}))
-        if len(waiting) <= self.pack_size // PARK_FRACTION:
-            configs = self._study.ask(self.pack_size)
+        waiting = dict(sorted(self._parked.get(fullest, {}).items()))
+        if len(waiting) <= self.parks_at:
+            configs = self._agenda.ask(self.pack_size)
             if configs or not waiting:
                 return 0, configs
             num_free = self.num_places - len(self._live)
             waiting = dict(list(waiting.items())[: -(-len(waiting) // num_free)])
+        waiting = dict(list(waiting.items())[: self.pack_size])
         for number in waiting:
             del self._parked[fullest][number]
         return fullest, waiting
 
-    def take(self, ray_id: str, result: dict[str, Any]) -> None:
+    def take(self, ray_id: str, result: PackResult) -> None:
         """Record a pack's report."""
         live = self._live[ray_id]
-        reports = [report for report in result["reports"] if report.number in live]
-        self._ledger.record(result["pack"], reports)
+        reports = [report for report in result.reports if report.number in live]
+        self._ledger.record(result.pack, reports)
         metric = self.experiment.search.metric
         for report in reports:
             # A pack that is trained again reports its first epochs once more.
@@ -244,35 +278,34 @@ class _Driver:
             self.curves[report.number].append(getattr(report.metrics, metric))
             if report.state.is_final:
                 self._finish(ray_id, report.number, report.state)
+            elif report.state is State.PARKED:
+                self._states[report.number] = State.PARKED
+                self._parked[report.epoch][report.number] = live.pop(report.number)
         self._num_epochs += len(reports)
-        for number in result["parked"]:
-            self._parked[result["epoch"]][number] = live.pop(number)
-        if result["error"]:
-            self._fail(ray_id, result["error"])
+        if result.error:
+            self._fail(ray_id, result.error)
+        if result.out_of_memory:
+            self._halve(ray_id, "it ran out of memory")
         self.show()
 
-    def end(self, ray_id: str) -> None:
+    def end(self, ray_id: str, reason: str, *, is_memory: bool = False) -> None:
         """Note that a pack is over; trials it leaves unfinished lost their worker."""
+        if is_memory and self._live[ray_id]:
+            self._halve(ray_id, reason)
         lost = self._live.pop(ray_id)
         if not lost:
             return
-        attempts = {t.number: t.attempts for t in self._ledger.trials() if t.number in lost}
-        worn = {number for number in lost if attempts[number] >= MAX_ATTEMPTS}
+        logger.warning("trials %s lost their worker: %s", _spans(lost), reason)
+        self._ledger.event("worker_died", trials=sorted(lost), reason=reason)
+        worn = {number for number in lost if self._attempts[number] >= MAX_ATTEMPTS}
+        self._give_up(worn, f"its worker was lost {MAX_ATTEMPTS} times, the last time: {reason}")
         again = {number: config for number, config in lost.items() if number not in worn}
-        logger.warning("a worker died with trials %s in training", _spans(lost))
-        self._ledger.event("worker_died", trials=sorted(lost))
-        if worn:
-            reason = f"its worker died {MAX_ATTEMPTS} times"
-            self._ledger.finish(worn, State.FAIL, reason)
-            for number in worn:
-                self._tell(number, State.FAIL)
         if again:
             self._again.append(again)
 
     def release(self) -> None:
-        """Mark what a stop cut off, for a resume to run again."""
-        held = [*self._live.values(), *self._parked.values()]
-        cut_off = [number for trials in held for number in trials]
+        """Mark what a stop cut off, for a resume to run again; parked trials stay so."""
+        cut_off = [number for trials in self._live.values() for number in trials]
         self._ledger.finish(cut_off, State.WAITING)
 
     def show(self, phase: str = "searching") -> None:
@@ -293,12 +326,30 @@ class _Driver:
             )
         )
 
+    def _halve(self, ray_id: str, reason: str) -> None:
+        """Train a pack that memory was too little for again in halves, and remember their size."""
+        lost = self._live[ray_id]
+        if len(lost) == 1:
+            self._give_up(set(lost), f"{reason}, and it was alone")
+        else:
+            self.pack_size = min(self.pack_size, -(-len(lost) // 2))
+            logger.warning("trials %s: %s; packs of %d now", _spans(lost), reason, self.pack_size)
+            self._ledger.event("out_of_memory", trials=sorted(lost), fits=self.pack_size)
+            self._again += _chunks(lost, self.pack_size)
+        self._live[ray_id] = {}
+
     def _fail(self, ray_id: str, error: str) -> None:
-        numbers = sorted(self._live[ray_id])
+        numbers = set(self._live[ray_id])
         logger.error("a pack raised; its trials %s fail\n%s", _spans(numbers), error)
+        self._give_up(numbers, error)
+        self._live[ray_id] = {}
+
+    def _give_up(self, numbers: set[int], error: str) -> None:
+        if not numbers:
+            return
         self._ledger.finish(numbers, State.FAIL, error)
-        for number in numbers:
-            self._finish(ray_id, number, State.FAIL)
+        for number in sorted(numbers):
+            self._tell(number, State.FAIL)
 
     def _finish(self, ray_id: str, number: int, state: State) -> None:
         del self._live[ray_id][number]
@@ -306,7 +357,7 @@ class _Driver:
 
     def _tell(self, number: int, state: State) -> None:
         self._states[number] = state
-        self._study.tell(number, state, self.curves[number])
+        self._agenda.tell(number, state, self.curves[number])
         self._note_best(number, state)
 
     def _note_best(self, number: int, state: State) -> None:
@@ -339,7 +390,7 @@ class _PackSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take a report, not the pack's last."""
-        self._driver.take(trial_id, result)
+        self._driver.take(trial_id, result["result"])
 
     def on_trial_complete(
         self,
@@ -347,10 +398,12 @@ class _PackSearcher(Searcher):
         result: dict[str, Any] | None = None,
         error: bool = False,  # noqa: FBT001, FBT002 - Ray's signature
     ) -> None:
-        """Take a pack's last report, or note that its worker died."""
-        if result is not None and not error:
-            self._driver.take(trial_id, result)
-        self._driver.end(trial_id)
+        """Take a pack's last report; `_Watch` is told of packs that lost their worker."""
+        if error:
+            return
+        if result is not None:
+            self._driver.take(trial_id, result["result"])
+        self._driver.end(trial_id, "its worker ended without a word")
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the ledger is saved."""
@@ -359,20 +412,63 @@ class _PackSearcher(Searcher):
         """Restore nothing: a resume reads the ledger."""
 
 
-class _StopWatch(tune.Callback):
-    """Looks between Ray Tune's events whether the search must stop."""
+class _Watch(tune.Callback):
+    """Looks, between Ray Tune's events, whether to stop, and whether every pack still reports.
 
-    def __init__(self, driver: _Driver) -> None:
+    Args:
+        driver: Who is told.
+        timeout_s: Seconds without a report after which a pack's worker is killed.
+    """
+
+    def __init__(self, driver: _Driver, timeout_s: float) -> None:
         self._driver = driver
+        self._timeout_s = timeout_s
+        self._heard: dict[Trial, float] = {}  # when each pack began or last reported
+        self._killed: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out: Ray pickles its callbacks."""
         return {}
 
     def on_step_begin(self, **_info: object) -> None:
-        """Leave Ray Tune's loop if a stop is due."""
+        """Leave Ray Tune's loop if a stop is due; kill workers that hang."""
         if self._driver.should_stop():
             raise _StopSearch
+        now = time.monotonic()
+        for trial, heard in list(self._heard.items()):
+            actor = trial.temporary_state.ray_actor
+            if now - heard > self._timeout_s and actor is not None:
+                self._killed.add(trial.trial_id)
+                del self._heard[trial]
+                ray.kill(actor)
+
+    def on_trial_start(self, trial: Trial, **_info: object) -> None:
+        """Note when a pack began."""
+        self._heard[trial] = time.monotonic()
+
+    def on_trial_result(self, trial: Trial, **_info: object) -> None:
+        """Note when a pack reported."""
+        self._heard[trial] = time.monotonic()
+
+    def on_trial_complete(self, trial: Trial, **_info: object) -> None:
+        """Watch a pack no longer that is over."""
+        self._heard.pop(trial, None)
+
+    def on_trial_error(self, trial: Trial, **_info: object) -> None:
+        """Tell why a pack lost its worker."""
+        self._heard.pop(trial, None)
+        error = trial.get_pickled_error()
+        if trial.trial_id in self._killed:
+            reason = f"it had not reported for {self._timeout_s:g} s and was killed"
+        else:
+            reason = _first_line(error)
+        is_memory = isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error)
+        self._driver.end(trial.trial_id, reason, is_memory=is_memory)
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error else []
+    return lines[0] if lines else "its worker died"
 
 
 def _chunks(configs: dict[int, Config], size: int) -> list[dict[int, Config]]:

@@ -10,7 +10,8 @@ TuneSoftmaxError                 2
     ├── StorageError             4  the run folder cannot be written
     ├── DamagedRunError          5  the run folder's files contradict themselves
     ├── RunInUseError            6  another process writes this run
-    └── SearchInterruptedError 130  a signal stopped the search (143 for SIGTERM); resumable
+    └── SearchInterruptedError 130  a signal stopped the search; resumable (143 for SIGTERM, 138
+                                    for SIGUSR1)
 
 A message says where, the rule, the value received, what is allowed, and what to do next.
 Any other exception is a defect of ours and keeps its traceback.

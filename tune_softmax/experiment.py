@@ -249,6 +249,11 @@ class Resources(Frozen):
     max_concurrent_packs: _Count | None = Field(
         default=None, description="Packs side by side, an integer >= 1; null: as many as fit."
     )
+    report_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=600.0,
+        description="Seconds without a report, > 0, after which a pack's worker is killed and the "
+        "pack is trained again.",
+    )
 
 
 def _read_name(value: str) -> str:

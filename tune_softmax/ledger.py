@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -180,8 +180,8 @@ class Ledger:
             StorageError: The database cannot be reached.
         """
         ledger = cls(_storage(location, writable=False))
-        with ledger._reading():
-            ledger.close()
+        with closing(ledger), ledger._reading():
+            pass
 
     @classmethod
     def _opened(

@@ -39,12 +39,14 @@ class State(StrEnum):
     """What has become of a trial, in Optuna's words.
 
     WAITING: handed out once and cut off by a stop; it runs again under its own number.
-    RUNNING: handed out. COMPLETE: ran its epochs. PRUNED: stopped early by ASHA.
-    FAIL: diverged, raised, or lost its worker too often.
+    RUNNING: handed out. PARKED: on a rung, until there are enough for a pack that goes on.
+    COMPLETE: ran its epochs. PRUNED: stopped early by ASHA. FAIL: diverged, raised, or lost its
+    worker too often.
     """
 
     WAITING = "WAITING"
     RUNNING = "RUNNING"
+    PARKED = "PARKED"
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
     FAIL = "FAIL"

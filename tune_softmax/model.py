@@ -15,9 +15,11 @@ from torch import nn
 from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-__all__ = ["build_model", "initial_weights", "layer_widths"]
+__all__ = ["build_model", "from_layers", "initial_weights", "layer_widths"]
 
 
 def initial_weights(
@@ -67,14 +69,29 @@ def build_model(
         initial_std: Standard deviation of the initial weights.
     """
     widths = layer_widths(prod(image_shape), hidden_units, num_classes)
-    layers: list[nn.Module] = [nn.Flatten()]
-    for weight in initial_weights(seed, number, widths, initial_std):
-        if len(layers) > 1:
-            layers.append(nn.ReLU())
+    weights = initial_weights(seed, number, widths, initial_std)
+    return _sequential([(weight, torch.zeros(weight.shape[0])) for weight in weights])
+
+
+def from_layers(layers: Sequence[Tensor]) -> nn.Sequential:
+    """Build the same module around trained weights.
+
+    Args:
+        layers: What `packed.Pack.weights` gives: (in + 1, out) each, the last row the bias.
+    """
+    return _sequential([(layer[:-1].T, layer[-1]) for layer in layers])
+
+
+def _sequential(layers: Sequence[tuple[Tensor, Tensor]]) -> nn.Sequential:
+    """Build the module from each layer's weights, (out, in), and bias, (out,)."""
+    modules: list[nn.Module] = [nn.Flatten()]
+    for weight, bias in layers:
+        if len(modules) > 1:
+            modules.append(nn.ReLU())
         outputs, inputs = weight.shape
         linear = nn.Linear(inputs, outputs)
         with torch.no_grad():
             linear.weight.copy_(weight)
-            linear.bias.zero_()
-        layers.append(linear)
-    return nn.Sequential(*layers)
+            linear.bias.copy_(bias)
+        modules.append(linear)
+    return nn.Sequential(*modules)

@@ -61,6 +61,7 @@ class Pack:
         seed: int,
         reduction: Reduction = "mean",
         initial_std: float = 0.01,
+        draws: Mapping[int, int] | None = None,
         epoch: int = 0,
         states: Mapping[int, TrialState] | None = None,
     ) -> None:
@@ -72,6 +73,7 @@ class Pack:
             seed: The experiment's seed.
             reduction: Whether a mini-batch's loss is the mean or the sum over its images.
             initial_std: Standard deviation of the initial weights.
+            draws: Which of the seed's initial weights each trial has; by default its number's.
             epoch: How many epochs the trials have trained already.
             states: What another pack's `state` gave for each trial, where that is not 0.
 
@@ -94,7 +96,8 @@ class Pack:
                 continue
             widths = layer_widths(data.num_features, config.hidden_units, data.num_classes)
             layers = []
-            for weight in initial_weights(seed, number, widths, initial_std):
+            draw = number if draws is None else draws[number]
+            for weight in initial_weights(seed, draw, widths, initial_std):
                 weights = torch.zeros(weight.shape[1] + 1, weight.shape[0])
                 weights[:-1] = weight.T
                 weights = weights.to(data.device)

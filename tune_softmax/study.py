@@ -7,6 +7,7 @@ from (seed, number of the first trial asked for), so a resumed search asks as an
 from __future__ import annotations
 
 import random
+import warnings
 from typing import TYPE_CHECKING
 
 import optuna
@@ -18,6 +19,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
+from tune_softmax.agenda import Task, View
 from tune_softmax.metrics import State
 from tune_softmax.seeding import derive_seed
 from tune_softmax.space import Choice, IntRange, LogUniform, Uniform
@@ -29,8 +31,14 @@ if TYPE_CHECKING:
     from tune_softmax.experiment import Search
     from tune_softmax.ledger import TrialRecord
     from tune_softmax.space import Domain, Space, Value
+    from tune_softmax.warm_start import Past
 
 __all__ = ["Study", "distribution"]
+
+# A search of fewer rounds would leave the sampler little to learn from.
+MIN_ROUNDS = 8
+# CMA-ES takes its first mean and covariance from a search's trials once there are so many.
+MIN_CMA_TRIALS = 16
 
 _FINAL = {
     State.COMPLETE: TrialState.COMPLETE,
@@ -46,9 +54,10 @@ class Study:
     Args:
         space: The experiment's search space.
         search: The experiment's sampler, metric, points and seed.
+        history: Trials of another run to learn from; they have no numbers of this search.
     """
 
-    def __init__(self, space: Space, search: Search) -> None:
+    def __init__(self, space: Space, search: Search, history: Sequence[Past] = ()) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._search = search
@@ -57,19 +66,30 @@ class Study:
         }
         self._study = optuna.create_study(
             direction="minimize" if search.mode == "min" else "maximize",
-            sampler=self._sampler(0),
         )
         self._grid = self._shuffled_grid() if search.sampler == "grid" else []
+        self._num_past = len(history)
+        for past in history:
+            self._add(past.config, past.state, past.curve)
+
+    def task(self, number: int, config: Config) -> Task:
+        """Return a trial: it trains on all training images, and has its own initial weights."""
+        return Task(config, View(self._search.seed), draw=number)
 
     @property
     def num_asked(self) -> int:
         """How many trials have been asked for; the next one's number."""
-        return len(self._study.get_trials(deepcopy=False))
+        return len(self._study.get_trials(deepcopy=False)) - self._num_past
 
     @property
     def num_trials(self) -> int:
         """How many trials the search has in all."""
         return self._search.count_trials(self._space)
+
+    @property
+    def num_rounds(self) -> int:
+        """In how many rounds, at least, it wants to be asked: the sampler learns between them."""
+        return MIN_ROUNDS
 
     def ask(self, count: int) -> dict[int, Config]:
         """Ask for trials.
@@ -82,6 +102,8 @@ class Study:
         """
         first = self.num_asked
         self._study.sampler = self._sampler(first)
+        if self._search.sampler == "cmaes":
+            self._forget_samplers()
         configs = {}
         for number in range(first, min(first + count, self.num_trials)):
             fixed = self._fixed(number)
@@ -99,7 +121,7 @@ class Study:
             state: COMPLETE, PRUNED or FAIL.
             curve: The metric after each epoch; the last is the trial's value.
         """
-        frozen = self._study.get_trials(deepcopy=False)[number]
+        frozen = self._study.get_trials(deepcopy=False)[self._num_past + number]
         trial = optuna.Trial(self._study, frozen._trial_id)  # noqa: SLF001 - no public way back
         for epoch, value in enumerate(curve, 1):
             trial.report(value, epoch)
@@ -116,18 +138,50 @@ class Study:
             curves: The metric after each epoch, by trial number.
         """
         for record in trials:
-            curve = curves.get(record.number, ())
-            self._study.add_trial(
-                create_trial(
-                    state=_FINAL.get(record.state, TrialState.RUNNING),
-                    value=curve[-1] if curve and record.state in _VALUED else None,
-                    params={name: getattr(record.config, name) for name in self._distributions},
-                    distributions=self._distributions,
-                    intermediate_values=dict(enumerate(curve, 1))
-                    if record.state.is_final
-                    else None,
-                )
+            self._add(record.config, record.state, curves.get(record.number, ()))
+
+    def _add(self, config: Config, state: State, curve: Sequence[float]) -> None:
+        self._study.add_trial(
+            create_trial(
+                state=_FINAL.get(state, TrialState.RUNNING),
+                value=curve[-1] if curve and state in _VALUED else None,
+                params={name: getattr(config, name) for name in self._distributions},
+                distributions=self._distributions,
+                intermediate_values=dict(enumerate(curve, 1)) if state.is_final else None,
             )
+        )
+
+    def _forget_samplers(self) -> None:
+        """Make the study anew from its trials, without what a sampler has noted on them.
+
+        CMA-ES keeps its optimizer, pickled, in the trials' attributes. A run folder holds no
+        pickles, so a resumed search would lack it; so every pack's begins anew, from the best of
+        the trials so far: Nomura et al. 2021, "Warm Starting CMA-ES for Hyperparameter
+        Optimization".
+        """
+        trials = self._study.get_trials()
+        self._study = optuna.create_study(
+            direction=self._study.direction, sampler=self._study.sampler
+        )
+        for trial in trials:
+            trial.system_attrs = {}
+            self._study.add_trial(trial)
+
+    def _numeric_trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Return complete trials as far as CMA-ES knows them: without choices."""
+        numeric = {
+            name: domain
+            for name, domain in self._distributions.items()
+            if not isinstance(domain, CategoricalDistribution)
+        }
+        return [
+            create_trial(
+                value=trial.value,
+                params={name: trial.params[name] for name in numeric},
+                distributions=numeric,
+            )
+            for trial in self._study.get_trials(states=(TrialState.COMPLETE,))
+        ]
 
     def _fixed(self, number: int) -> dict[str, Value] | None:
         """Return what a trial must try, in whole or in part: a given point, or the grid's."""
@@ -149,7 +203,12 @@ class Study:
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cmaes":
-                return optuna.samplers.CmaEsSampler(seed=seed)
+                complete = self._numeric_trials()
+                source = complete if len(complete) >= MIN_CMA_TRIALS else None
+                with warnings.catch_warnings():
+                    # Experimental is the argument's form, not what it does.
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    return optuna.samplers.CmaEsSampler(seed=seed, source_trials=source)
             case _:  # a grid's trials are fixed, so that nothing is left to sample
                 return optuna.samplers.RandomSampler(seed=seed)
 

@@ -9,38 +9,96 @@ from __future__ import annotations
 
 import time
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 
-from tune_softmax.config import Config
-from tune_softmax.metrics import Report, State
+from tune_softmax.metrics import FinalTest, Report, State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tune_softmax.agenda import Task, View
     from tune_softmax.asha import Verdict
-    from tune_softmax.data import Dataset
+    from tune_softmax.config import Reduction
+    from tune_softmax.data import Dataset, Split
     from tune_softmax.metrics import EpochMetrics
     from tune_softmax.packed import Pack
     from tune_softmax.steps import TrialState
     from tune_softmax.tensors import TensorData
 
-__all__ = ["PackTrainable"]
+__all__ = ["PackResult", "PackTask", "PackTrainable", "Settings"]
 
 # Ray's controller takes 10 to 18 ms a report, so epochs shorter than this share one.
 REPORT_SECONDS = 0.25
-# A pack that is down to this fraction of its trials parks them. Measured with two packs of 32 at
-# a time: half of a search's seconds went into packs of three trials or fewer.
-PARK_FRACTION = 8
+# What torch says where the host's memory ends; of the GPU's it has an exception of its own.
+HOST_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+
+
+@dataclass(frozen=True, slots=True)
+class PackTask:
+    """What a worker is to train.
+
+    Attributes:
+        pack: The pack's number.
+        tasks: Its trials by number, all of one view.
+        epoch: How many epochs the trials have behind them, in another pack.
+        recorded: Up to which epoch an earlier attempt has reported; it parked nothing there.
+    """
+
+    pack: int
+    tasks: Mapping[int, Task]
+    epoch: int = 0
+    recorded: int = 0
+
+    @property
+    def view(self) -> View:
+        """What its trials train on."""
+        return next(iter(self.tasks.values())).view
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all packs of a search have in common.
+
+    Attributes:
+        metric: By which ASHA judges.
+        cpus_per_pack: Threads.
+        reduction: Whether a mini-batch's loss is the mean or the sum over its images.
+        initial_std: Standard deviation of the initial weights.
+        parks_at: A pack that is down to so many trials on a rung parks them.
+    """
+
+    metric: str
+    cpus_per_pack: int
+    reduction: Reduction
+    initial_std: float
+    parks_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What a worker tells the driver.
+
+    Attributes:
+        pack: The pack's number.
+        reports: Of its trials' epochs, in their order.
+        error: The traceback, if the pack raised.
+        out_of_memory: Whether memory was too little for a pack of this size.
+    """
+
+    pack: int
+    reports: list[Report]
+    error: str | None = None
+    out_of_memory: bool = False
 
 
 class PackTrainable(tune.Trainable):
     """Trains the pack that its Ray Tune configuration holds.
 
-    The configuration is `{"pack": number, "trials": {trial number: hyperparameters}, "epoch":
-    epochs that they have trained already}`; a result is `{"pack": number, "reports":
-    [Report, ...], "parked": trials that wait for a fuller pack, "epoch": their last, "error":
-    text or None, "done": bool}`.
+    The configuration is `{"task": PackTask}`; a result is `{"result": PackResult, "done": bool}`.
     """
 
     _pack: Pack | None
@@ -49,7 +107,8 @@ class PackTrainable(tune.Trainable):
         self,
         config: dict[str, Any],
         dataset: Dataset,
-        settings: dict[str, Any],
+        test: Split | None,
+        settings: Settings,
         referee: Any,  # noqa: ANN401 - an actor handle has no type
     ) -> None:
         """Keep what every pack of this worker needs.
@@ -57,19 +116,20 @@ class PackTrainable(tune.Trainable):
         Args:
             config: See the class.
             dataset: Training and validation images, from Ray's object store.
-            settings: `seed`, `metric`, `cpus_per_pack`, and the model's `reduction` and
-                `initial_std`.
+            test: Test images to evaluate trials on at their end, or None where that is not asked.
+            settings: What all packs have in common.
             referee: The referee's actor handle, or None where nothing is stopped early.
         """
         import torch
 
-        torch.set_num_threads(settings["cpus_per_pack"])
+        torch.set_num_threads(settings.cpus_per_pack)
         # A velocity that decays through denormal numbers would slow every product it meets.
         torch.set_flush_denormal(True)
         self._dataset = dataset
+        self._test = test
         self._settings = settings
         self._referee = referee
-        self._data: TensorData | None = None
+        self._data: tuple[View, TensorData] | None = None
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -82,104 +142,172 @@ class PackTrainable(tune.Trainable):
         started = time.perf_counter()
         reports: list[Report] = []
         error = None
-        parked: list[int] = []
+        is_over = is_small = False
         try:
             if self._pack is None:
                 self._pack = self._build()
-            pack = self._pack
-            while pack.numbers and not parked and time.perf_counter() - started < REPORT_SECONDS:
-                reports += self._train_epoch(pack)
-                parked = self._park(pack, reports)
-        except Exception:  # noqa: BLE001 - the trial boundary: the traceback is kept with the trials
-            error = traceback.format_exc()
-        return {
-            "pack": self._number,
-            "reports": reports,
-            "parked": parked,
-            "epoch": 0 if self._pack is None else self._pack.epoch,
-            "error": error,
-            "done": error is not None or bool(parked) or not pack.numbers,
-        }
+            while not is_over and time.perf_counter() - started < REPORT_SECONDS:
+                reports += self._train_epoch(self._pack)
+                is_over = not self._pack.numbers
+        except Exception as caught:  # noqa: BLE001 - the trial boundary: the traceback is kept with the trials
+            is_small = _is_out_of_memory(caught)
+            error = None if is_small else traceback.format_exc()
+            is_over = True
+        if is_over:
+            self._pack = None
+        result = PackResult(self._task.pack, reports, error, is_small)
+        return {"result": result, "done": is_over}
 
     def _start(self, config: dict[str, Any]) -> None:
-        self._number: int = config["pack"]
-        self._configs = {int(n): Config(**values) for n, values in config["trials"].items()}
-        self._epoch: int = config["epoch"]
+        self._task: PackTask = config["task"]
+        self._best: dict[int, tuple[float, int, Any]] = {}  # loss, epoch, weights; with patience
         self._pack = None
 
     def _build(self) -> Pack:
         from tune_softmax.packed import Pack
+
+        task = self._task
+        states = self._fetch() if task.epoch else {}
+        lost = not task.tasks.keys() <= states.keys()
+        pack = Pack(
+            {number: one.config for number, one in task.tasks.items()},
+            self._view(task.view),
+            seed=task.view.seed,
+            reduction=self._settings.reduction,
+            initial_std=self._settings.initial_std,
+            draws={number: one.draw for number, one in task.tasks.items()},
+            epoch=0 if lost else task.epoch,
+            states=None if lost or not task.epoch else states,
+        )
+        for _ in range(task.epoch if lost else 0):  # what was recorded already, once more
+            pack.train_epoch()
+        return pack
+
+    def _view(self, view: View) -> TensorData:
+        """Return the images that the pack trains on, kept until a pack trains on others."""
+        from tune_softmax import data
         from tune_softmax.tensors import to_tensors
 
-        if self._data is None:
+        if self._data is None or self._data[0] != view:
             device = "cuda" if ray.get_gpu_ids() else "cpu"
-            self._data = to_tensors(self._dataset, device)
-        return Pack(
-            self._configs,
-            self._data,
-            seed=self._settings["seed"],
-            reduction=self._settings["reduction"],
-            initial_std=self._settings["initial_std"],
-            epoch=self._epoch,
-            states=self._fetch() if self._epoch else None,
-        )
+            self._data = None
+            dataset = self._dataset
+            if view.train_fraction < 1 or view.with_validation:
+                dataset = data.view(
+                    dataset,
+                    seed=view.seed,
+                    train_fraction=view.train_fraction,
+                    with_validation=view.with_validation,
+                )
+            self._data = (view, to_tensors(dataset, device))
+        return self._data[1]
 
     def _fetch(self) -> dict[int, TrialState]:
         import torch
 
-        states = ray.get(self._referee.fetch.remote(list(self._configs)))
+        states = ray.get(self._referee.fetch.remote(list(self._task.tasks)))
         return {
             number: [(torch.tensor(w), torch.tensor(v)) for w, v in layers]
             for number, layers in states.items()
         }
 
-    def _park(self, pack: Pack, reports: list[Report]) -> list[int]:
-        """Leave the pack on a rung once few trials are left in it, for they cost as much as many.
-
-        Trials that another pack began go on to their end.
-        """
-        few = len(self._configs) // PARK_FRACTION
-        on_rung = any(report.rung == report.epoch == pack.epoch for report in reports)
-        if self._epoch or not on_rung or not 0 < len(pack.numbers) <= few:
-            return []
-        states = {
-            number: [(w.numpy(), v.numpy()) for w, v in pack.state(number)]
-            for number in pack.numbers
-        }
-        ray.get(self._referee.park.remote(states))
-        return pack.numbers
-
     def _train_epoch(self, pack: Pack) -> list[Report]:
         measured = pack.train_epoch()
-        epoch = pack.epoch
-        final = {n for n in measured if self._configs[n].num_epochs == epoch}
-        verdicts = self._judge(epoch, measured, final)
+        states = self._states(pack, measured)
+        parked = self._park(pack, states)
         reports = []
         for number, metrics in measured.items():
+            state, rung, error = states[number]
+            test = None
+            if state is State.COMPLETE and self._test is not None:
+                test = self._test_result(pack, number)
+            state = State.PARKED if number in parked else state
+            reports.append(Report(number, pack.epoch, metrics, state, rung, error, test))
+        pack.drop(report.number for report in reports if report.state is not State.RUNNING)
+        return reports
+
+    def _states(
+        self, pack: Pack, measured: dict[int, EpochMetrics]
+    ) -> dict[int, tuple[State, int | None, str | None]]:
+        """Return each trial's state after the epoch, its highest rung, and why it failed."""
+        epoch = pack.epoch
+        final = {n for n in measured if self._task.tasks[n].config.num_epochs == epoch}
+        verdicts = self._judge(epoch, measured, final)
+        states: dict[int, tuple[State, int | None, str | None]] = {}
+        for number, metrics in measured.items():
             verdict = verdicts.get(number)
+            rung = verdict.rung if verdict else None
             state, error = State.RUNNING, None
             if not metrics.is_finite:
                 state, error = State.FAIL, f"diverged: {_diverged(metrics)} in epoch {epoch}"
-            elif number in final:
+            elif self._has_lost_patience(pack, number, metrics) or number in final:
                 state = State.COMPLETE
             elif verdict is not None and verdict.stop:
                 state = State.PRUNED
-            rung = verdict.rung if verdict else None
-            reports.append(Report(number, epoch, metrics, state, rung, error))
-        pack.drop(report.number for report in reports if report.state.is_final)
-        return reports
+            states[number] = state, rung, error
+        return states
 
     def _judge(
         self, epoch: int, measured: dict[int, EpochMetrics], final: set[int]
     ) -> dict[int, Verdict]:
         if self._referee is None:
             return {}
-        metric = self._settings["metric"]
+        metric = self._settings.metric
         values = {
             n: getattr(metrics, metric) for n, metrics in measured.items() if metrics.is_finite
         }
         verdicts: dict[int, Verdict] = ray.get(self._referee.judge.remote(epoch, values, final))
         return verdicts
+
+    def _has_lost_patience(self, pack: Pack, number: int, metrics: EpochMetrics) -> bool:
+        """Say whether early stopping ends a trial here, and keep its best weights."""
+        patience = self._task.tasks[number].patience
+        if not patience:
+            return False
+        loss = metrics.validation_loss
+        if number not in self._best or loss < self._best[number][0]:
+            self._best[number] = loss, pack.epoch, pack.weights(number)
+        return pack.epoch - self._best[number][1] >= patience
+
+    def _park(
+        self, pack: Pack, states: Mapping[int, tuple[State, int | None, str | None]]
+    ) -> set[int]:
+        """Leave the pack on a rung once few trials are left in it, for they cost as much as many.
+
+        Trials that another pack began go on to their end.
+        """
+        left = {number for number, (state, _, _) in states.items() if state is State.RUNNING}
+        on_rung = any(rung == pack.epoch for _, rung, _ in states.values())
+        is_new = self._task.epoch == 0 and pack.epoch > self._task.recorded
+        if not is_new or not on_rung or not 0 < len(left) <= self._settings.parks_at:
+            return set()
+        waiting = {
+            number: [(w.numpy(), v.numpy()) for w, v in pack.state(number)] for number in left
+        }
+        ray.get(self._referee.park.remote(waiting))
+        return left
+
+    def _test_result(self, pack: Pack, number: int) -> FinalTest:
+        from tune_softmax.model import from_layers
+        from tune_softmax.tensors import to_images
+        from tune_softmax.training import evaluate
+
+        assert self._test is not None
+        data = self._view(self._task.view)
+        weights = self._best[number][2] if number in self._best else pack.weights(number)
+        model = from_layers(weights).to(data.device)
+        found = evaluate(model, to_images(self._test, data.device), data)
+        return FinalTest(
+            found.loss, found.accuracy, tuple(tuple(row) for row in found.confusion.tolist())
+        )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and HOST_OUT_OF_MEMORY in str(error)
 
 
 def _diverged(metrics: EpochMetrics) -> str:

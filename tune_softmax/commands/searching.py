@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +21,31 @@ from tune_softmax.commands.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tune_softmax.beside import Extras
     from tune_softmax.results import Results
 
 __all__ = ["resume", "search"]
+
+
+class Tracker(StrEnum):
+    """What can follow a search."""
+
+    OPTUNA = "optuna"
+
+
+SyncOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sync-to",
+        metavar="URL",
+        help="Copy the run to this address now and then, and at the end: s3://BUCKET/PATH, "
+        "gs://BUCKET/PATH or file:///PATH.",
+    ),
+]
+TrackOption = Annotated[
+    Tracker | None,
+    typer.Option("--track", help="Keep an Optuna study of it up to date, for optuna-dashboard."),
+]
 
 
 def search(
@@ -48,6 +71,23 @@ def search(
         float | None,
         typer.Option(help="Instead of resources.gpus_per_pack; may be a fraction of one GPU."),
     ] = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Another run, whose best trials are tried first."
+        ),
+    ] = None,
+    ledger_url: Annotated[
+        str | None,
+        typer.Option(
+            "--ledger",
+            metavar="URL",
+            help="postgresql://USER@HOST/DATABASE to keep the ledger in; the password comes from "
+            "PGPASSWORD.  [default: a file in the run folder]",
+        ),
+    ] = None,
+    sync_to: SyncOption = None,
+    track: TrackOption = None,
     strict: StrictOption = False,
 ) -> None:
     """Search an experiment's space and print the ten best trials."""
@@ -68,7 +108,14 @@ def search(
 
     with Display(console()) as display:
         found = searching.search(
-            loaded, run_dir=run_dir, address=address, data_dir=data_dir, observe=display
+            loaded,
+            run_dir=run_dir,
+            address=address,
+            data_dir=data_dir,
+            ledger_url=ledger_url,
+            warm_start=warm_start,
+            extras=_extras(sync_to, track),
+            observe=display,
         )
     _finish(found, strict=strict)
 
@@ -77,15 +124,43 @@ def resume(
     run: RunArgument,
     address: AddressOption = None,
     data_dir: DataDirOption = None,
+    num_trials: Annotated[
+        int | None, typer.Option(min=1, help="Go on to so many trials in all, more than before.")
+    ] = None,
+    time_budget_s: Annotated[
+        float | None,
+        typer.Option(min=0, help="Go on to so many seconds in all, more than before."),
+    ] = None,
+    sync_to: SyncOption = None,
+    track: TrackOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Run what is left of a search."""
+    """Run what is left of a search, or more than it was asked for."""
     from tune_softmax import search as searching
     from tune_softmax.progress import Display
 
     with Display(console()) as display:
-        found = searching.resume(run, address=address, data_dir=data_dir, observe=display)
+        found = searching.resume(
+            run,
+            address=address,
+            data_dir=data_dir,
+            num_trials=num_trials,
+            time_budget_s=time_budget_s,
+            extras=_extras(sync_to, track),
+            observe=display,
+        )
     _finish(found, strict=strict)
+
+
+def _extras(sync_to: str | None, track: Tracker | None) -> Extras:
+    from tune_softmax.beside import Extras
+
+    terminal = console()
+    return Extras(
+        sync_to,
+        track is not None,
+        report=lambda line: terminal.print(line, highlight=False, soft_wrap=True),
+    )
 
 
 def _finish(found: Results, *, strict: bool) -> None:

@@ -1,0 +1,228 @@
+"""What every run needs around its trials: data, a cluster, a log, and a way to stop well."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune_softmax import environment
+from tune_softmax import experiment as experiments
+from tune_softmax.cluster import connect
+from tune_softmax.data import load_dataset
+from tune_softmax.errors import (
+    ClusterLostError,
+    ExperimentError,
+    ResultsError,
+    SearchInterruptedError,
+)
+from tune_softmax.progress import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from tune_softmax.cluster import Cluster
+    from tune_softmax.data import Dataset
+    from tune_softmax.driver import Job
+    from tune_softmax.experiment import Experiment
+    from tune_softmax.results import RunFolder
+
+__all__ = [
+    "Stop",
+    "check_dataset",
+    "check_unchanged",
+    "interruptible",
+    "logging_to",
+    "prepared",
+    "run",
+    "write_description",
+]
+
+logger = logging.getLogger("tune_softmax")
+
+
+@contextmanager
+def prepared(
+    experiment: Experiment,
+    address: str | None,
+    data_dir: Path | str | None,
+    observe: Callable[[Snapshot], None],
+) -> Iterator[tuple[Dataset, Cluster]]:
+    """Load the dataset while Ray starts, and check that the cluster can run a pack."""
+
+    def tell(phase: str) -> None:
+        observe(Snapshot(phase, experiment.search.num_trials, Counter()))
+
+    options = experiment.dataset
+    with connect(address) as connecting:
+        tell("loading the dataset")
+        dataset = load_dataset(
+            options.name,
+            path=options.path,
+            validation=options.validation,
+            train_fraction=options.train_fraction,
+            split_seed=options.split_seed,
+            data_dir=Path(data_dir) if data_dir else None,
+        )
+        _check_batch_size(experiment, len(dataset.train))
+        importlib.import_module("tune_softmax.driver")  # Ray Tune and Optuna, seconds
+        tell(f"joining the cluster at {address}" if address else "starting Ray on this machine")
+        cluster = connecting.result()
+        cluster.num_packs(experiment.resources)
+        tell("starting workers")
+        yield dataset, cluster
+
+
+def _check_batch_size(experiment: Experiment, num_images: int) -> None:
+    largest = experiment.space.largest("batch_size")
+    if largest > num_images:
+        raise ExperimentError(
+            f"{experiment.name}: space.batch_size: at most the {num_images:,} training images of "
+            f"{experiment.dataset.name}, got up to {largest:,}; lower it, or hold out less"
+        )
+
+
+def write_description(folder: RunFolder, experiment: Experiment, dataset: Dataset) -> None:
+    """Write what a run is made of: the experiment, and where and with what it runs."""
+    folder.experiment.write_text(experiment.to_yaml())
+    description = {
+        "command": sys.argv,
+        **environment.describe(),
+        "seed": experiment.search.seed,
+        "split_seed": experiment.dataset.split_seed,
+        "dataset": dataset.name,
+        "dataset_checksum": dataset.checksum,
+    }
+    folder.environment.write_text(json.dumps(description, indent=2) + "\n")
+
+
+def check_unchanged(folder: RunFolder, meta: Mapping[str, str], now: Experiment) -> None:
+    """Refuse a run whose experiment file no longer says what the run was made with.
+
+    Where it runs may change, and a resume that was cut off may have left more trials or time.
+    """
+    if "experiment" not in meta:  # release 0.1.0 did not record it
+        return
+    made = experiments.parse(meta["experiment"], str(folder.experiment)).model_dump(mode="json")
+    differences = [
+        f"{section}.{key} was {made[section][key]!r} and is {value!r}"
+        for section in ("dataset", "model", "space", "search")
+        for key, value in now.model_dump(mode="json")[section].items()
+        if value != made[section][key] and key not in {"num_trials", "time_budget_s", "path"}
+    ]
+    if differences:
+        raise ResultsError(
+            f"{folder.experiment}: the run was made with another experiment: "
+            f"{'; '.join(differences)}; put it back, or begin a new search"
+        )
+
+
+def check_dataset(folder: RunFolder, recorded: str, dataset: Dataset) -> None:
+    """Refuse to go on with a run on other images than it began with."""
+    if dataset.checksum != recorded:
+        raise ResultsError(
+            f"{folder.path}: the run was made with data of checksum {recorded[:12]}, but the "
+            f"dataset there now has {dataset.checksum[:12]}; give the same data by --data-dir"
+        )
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Write our log to a file for as long as the context lasts."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class Stop:
+    """A request to stop: set by a signal or by the time budget, looked at between events.
+
+    Attributes:
+        signal: The signal that came, if one did.
+        deadline: On the monotonic clock, if there is a time budget.
+        is_gentle: Whether a search looks at it; before that a signal interrupts what is under way.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.deadline: float | None = None
+        self.is_gentle = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to stop."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return late or self.signal is not None
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request to stop; a second SIGINT ends at once.
+
+    SIGUSR1 is what batch systems send as a warning.
+    """
+    stop = Stop()
+
+    def request(number: int, _frame: object) -> None:
+        stop.signal = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not stop.is_gentle:
+            raise KeyboardInterrupt
+
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, request) for number in caught}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run(folder: RunFolder, job: Job, stop: Stop, time_budget_s: float | None = None) -> None:
+    """Train what is left of an agenda, and record how it ended.
+
+    Args:
+        folder: The run's folder.
+        job: What to train; its `should_stop` is `stop.is_due`.
+        stop: Who says when to stop.
+        time_budget_s: Seconds for all of the run, those of earlier attempts included.
+
+    Raises:
+        SearchInterruptedError: A signal stopped it; it can be resumed.
+        ClusterLostError: Ray ended before it was done; it can be resumed.
+    """
+    from tune_softmax.driver import drive
+
+    started = time.monotonic()
+    if time_budget_s is not None:
+        ended = [detail for _, kind, detail in job.ledger.events() if kind == "ended"]
+        stop.deadline = started + time_budget_s - sum(d.get("seconds", 0) for d in ended)
+    stop.is_gentle = True
+    outcome = drive(job)
+    reason = "finished"
+    if outcome.was_stopped:
+        reason = f"stopped by {stop.signal.name if stop.signal else 'the time budget'}"
+    job.ledger.event("ended", reason=reason, seconds=round(time.monotonic() - started, 3))
+    logger.info("%s: %d of %d trials done", reason, outcome.num_done, outcome.num_trials)
+    if stop.signal is not None:
+        raise SearchInterruptedError(
+            stop.signal, folder.path, outcome.num_done, outcome.num_trials
+        )
+    if outcome.num_done < outcome.num_trials and not outcome.was_stopped:
+        raise ClusterLostError(
+            f"{folder.path}: Ray ended after {outcome.num_done} of {outcome.num_trials} trials; "
+            f"nothing done is lost, go on with `tune-softmax resume {folder.path}`"
+        )
