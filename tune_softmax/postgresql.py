@@ -192,11 +192,12 @@ class PostgresqlSchema:
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone()
         if row == (True,):
             return
-        holder = connection.execute(_HOLDER, [key]).fetchone()
         who = "another session"
-        if holder is not None and holder[0]:  # empty where we may not see it
+        if holder := connection.execute(_HOLDER, [key]).fetchone():
             name, address, since = holder
-            who = f"{name} ({address or 'local'}, since {since.isoformat(timespec='seconds')})"
+            who = name or who
+            if since is not None:  # else we may not see more of another user's session
+                who += f" ({address or 'local'}, since {since.isoformat(timespec='seconds')})"
         raise RunInUseError(
             f"{self.name}: {who} writes this run; wait until it ends or stop it first"
         )
