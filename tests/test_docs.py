@@ -183,7 +183,7 @@ def test_every_exit_code_is_in_the_readme():
         left += kind.__subclasses__()
         if kind is not SearchInterruptedError:
             codes.add(kind.exit_code)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         codes.add(SearchInterruptedError(number, Path("run"), 0, 1).exit_code)
     cells = re.findall(r"^\| (\d[\d, ]*) \|", section("Commands"), re.MULTILINE)
     assert [int(code) for cell in cells for code in cell.split(", ")] == sorted(codes)

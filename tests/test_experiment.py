@@ -313,7 +313,7 @@ WRONG_TOGETHER = [
         {"space.a/b": "0.1"},
         (
             "7: space: unknown key 'a/b'; allowed: batch_size, num_epochs, learning_rate, "
-            "learning_rate_schedule, weight_decay, l1, momentum, hidden_units"
+            "learning_rate_schedule, weight_decay, l1, momentum, hidden_units, augmentation"
         ),
     ),
     (
@@ -608,6 +608,7 @@ SPACES = st.fixed_dictionaries(
         "l1": NUMBERS,
         "momentum": NUMBERS,
         "hidden_units": INTEGERS,
+        "augmentation": NUMBERS,
     },
 )
 SEEDS = st.integers(0, 2**32 - 1)

@@ -169,6 +169,50 @@ def test_hidden_layers_in_float32_are_within_rounding(images):
         assert difference(packed_[number], alone[number]) < 1e-4
 
 
+@pytest.mark.usefixtures("double_precision", "engine")
+def test_augmented_trials_see_what_they_see_alone():
+    """Trials of three strengths, with a hidden layer and without, share a pack exactly."""
+    data = random_data(90, 30, image_shape=(6, 5))
+    configs = {
+        number: replace(
+            PLAIN,
+            batch_size=(16, 32)[number % 2],
+            num_epochs=3,
+            augmentation=(0.0, 0.5, 1.0)[number % 3],
+            hidden_units=4 * (number // 6),
+        )
+        for number in range(12)
+    }
+    alone, together = train_alone(configs, data), train_packed(configs, data)
+    for number in configs:
+        assert difference(together[number], alone[number]) < 1e-9
+        torch.testing.assert_close(together[number].curves, alone[number].curves)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([7, 16, 64, 100, 128, 192, 300]), min_size=1, max_size=7),
+    epochs=st.lists(st.integers(1, 3), min_size=7, max_size=7),
+    classes=st.integers(2, 11),
+)
+def test_neighbours_do_not_change_a_single_bit(sizes, epochs, classes):
+    """With our kernels a trial's weights and curves are those it has alone, bit for bit."""
+    if native.find() is None:
+        pytest.skip("no kernels are built here")
+    data = random_data(310, 70, image_shape=(3, 7), num_classes=classes)
+    configs = {
+        number: replace(
+            PLAIN, batch_size=size, num_epochs=epochs[number], momentum=0.2 * (number % 4)
+        )
+        for number, size in enumerate(sizes)
+    }
+    together = train_packed(configs, data)
+    for number, config in configs.items():
+        alone = train_packed({number: config}, data)[number]
+        assert torch.equal(together[number].weights, alone.weights)
+        assert torch.equal(together[number].curves, alone.curves)
+
+
 @st.composite
 def awkward_cases(draw):
     """Draw a tiny data set, a few configurations for it, and a smallest micro-batch."""

@@ -42,6 +42,7 @@ TRIAL_COLUMNS = {
     "l1": "float64",
     "momentum": "float64",
     "hidden_units": "int64",
+    "augmentation": "float64",
     "last_validation_loss": "float64",
     "best_validation_loss": "float64",
     "last_validation_accuracy": "float64",

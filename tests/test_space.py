@@ -35,7 +35,8 @@ def test_searched_and_constants_part_the_hyperparameters():
     assert tuple(SPACE.constants) == tuple(n for n in HYPERPARAMETERS if n not in SEARCHED)
     assert not SPACE.is_constant
     assert SPACE.constants == {"learning_rate": 0.1, "weight_decay": 0.0, "l1": 0.0} | {
-        "hidden_units": 0
+        "hidden_units": 0,
+        "augmentation": 0.0,
     }
 
 

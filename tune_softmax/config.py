@@ -29,6 +29,8 @@ class Config:
         l1: Factor >= 0 of ||W||_1; biases are not penalized.
         momentum: 0 <= momentum < 1, torch's form (no dampening, not Nesterov's).
         hidden_units: Width of the hidden ReLU layer; 0 is softmax regression.
+        augmentation: How far every image is moved anew in each epoch, in [0, 1]; see
+            `augmentation.py`. Validation and test images stay.
     """
 
     batch_size: int
@@ -39,6 +41,7 @@ class Config:
     l1: float = 0.0
     momentum: float = 0.0
     hidden_units: int = 0
+    augmentation: float = 0.0
 
     def num_steps(self, num_samples: int) -> int:
         """Return the number of updates that the whole training makes.

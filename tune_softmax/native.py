@@ -19,10 +19,13 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PANEL", "Kernels", "find"]
+__all__ = ["PANEL", "SLICE_ROWS", "Kernels", "find"]
 
 PANEL = 16
 """Columns of a panel, in which weights are kept."""
+
+SLICE_ROWS = 64
+"""Rows of a micro-batch's slice, MAX_ROWS in `_kernels.c`."""
 
 # The newest level first; each names the processor flags that it needs.
 LEVELS = {

@@ -50,12 +50,15 @@ class NativeGroup:
         """Return a copy of trial p's weights and velocity, (D + 1, C) each."""
         return [(self._of_trial(self._weights, p), self._of_trial(self._velocity, p))]
 
-    def train_epoch(self, order: Tensor, epoch: int) -> list[tuple[float, float]]:
+    def train_epoch(
+        self, order: Tensor, epoch: int, inputs: Tensor | None
+    ) -> list[tuple[float, float]]:
         """Train for one epoch, number `epoch`; return each trial's loss and accuracy.
 
         Args:
             order: The images' order, int64, (N,).
             epoch: From 1.
+            inputs: (N, D + 1) in place of the images; None for these, whose bytes are read.
         """
         plan = self.plan
         tables = {
@@ -71,7 +74,7 @@ class NativeGroup:
             if name in {"momentum", "weight_decay", "l1"}
         }
         tensors, numbers, tally = self._common(self.data.train)
-        tensors |= {**tables, "order": order, "velocity": self._velocity}
+        tensors |= {**tables, "order": order, "velocity": self._velocity, "inputs": inputs}
         self._kernels.train_epoch(tensors, {**numbers, **strides, "num_rows": plan.rows})
         return _means(*tally, len(order))
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from tune_softmax import native
+from tune_softmax.augmentation import augmented_epoch
 from tune_softmax.errors import PackError
 from tune_softmax.metrics import EpochMetrics
 from tune_softmax.model import initial_weights, layer_widths
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tune_softmax.config import Config, Reduction
+    from tune_softmax.native import Kernels
     from tune_softmax.steps import TrialState
     from tune_softmax.tensors import TensorData
 
@@ -87,6 +89,7 @@ class Pack:
         self._seed = seed
         self._reduction: Reduction = reduction
         self._finished: dict[int, Trial] = {}
+        self._moved: tuple[int, float, Tensor] | None = None  # epoch, strength, inputs
         self._groups: list[_Group] = []
         trials = []
         for number, config in configs.items():
@@ -129,7 +132,7 @@ class Pack:
         order = sample_order(self._seed, self.epoch, len(self._data.train)).to(self._data.device)
         measured: dict[int, tuple[float, float, float, float]] = {}
         for group in self._groups:
-            train = group.train_epoch(order, self.epoch)
+            train = group.train_epoch(order, self.epoch, self._inputs(group))
             validation = group.evaluate()
             for i, trial in enumerate(group.trials):
                 measured[trial.number] = (*train[i], *validation[i])
@@ -176,54 +179,81 @@ class Pack:
             for p, trial in enumerate(group.trials)
         ]
 
+    def _inputs(self, group: _Group) -> Tensor | None:
+        """Return the epoch's inputs, (N, D + 1); None for the images as they are."""
+        strength = group.trials[0].config.augmentation
+        if not strength:
+            return None
+        if self._moved is None or self._moved[:2] != (self.epoch, strength):
+            buffer = None if self._moved is None else self._moved[2]
+            moved = augmented_epoch(
+                self._data, strength=strength, seed=self._seed, epoch=self.epoch, out=buffer
+            )
+            self._moved = (self.epoch, strength, moved)
+        return self._moved[2]
+
     def _regroup(self, trials: Sequence[Trial]) -> None:
         by_number = {trial.number: trial for trial in trials}
-        planned = plan_groups({n: trial.config for n, trial in by_number.items()}, self._data)
+        configs = {n: trial.config for n, trial in by_number.items()}
+        planned = plan_groups(configs, self._data, _slice(self._data))
         self._groups = []
         for numbers in planned:
             members = [by_number[number] for number in numbers]
             self._groups.append(_group(members, self._data, self._reduction))
 
 
-def plan_groups(configs: Mapping[int, Config], data: TensorData) -> list[list[int]]:
+def plan_groups(
+    configs: Mapping[int, Config], data: TensorData, slice_rows: int | None = None
+) -> list[list[int]]:
     """Decide which trials share mini-batches and matrix products.
 
-    Trials of one width and one batch size always do. Wide blocks stand alone, for then a group
-    takes the fewest steps; narrow ones join the block with which their micro-batch is longest.
+    Trials of one width, one augmentation and one batch size always do. Wide blocks stand alone,
+    for then a group takes the fewest steps; narrow ones join the block with which their
+    micro-batch is longest.
 
     Args:
         configs: Hyperparameters by trial number.
         data: The training set; a batch size beyond its length means all of it.
+        slice_rows: The rows after which a gradient's sum is interrupted anyway. Batch sizes share
+            a group only if their micro-batch is a multiple of it; then a trial's sums, to the
+            last bit, do not depend on its neighbours. None asks for no such thing.
 
     Returns:
         The numbers of each group's trials.
     """
-    blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
+    blocks: dict[tuple[float, int], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, config in sorted(configs.items()):
-        blocks[config.hidden_units, effective_batch_size(config, data)].append(number)
+        kind = (config.augmentation, config.hidden_units)
+        blocks[kind][effective_batch_size(config, data)].append(number)
     groups: list[list[int]] = []
-    for width in sorted({width for width, _ in blocks}):
+    for (_, width), by_size in sorted(blocks.items()):
         columns = width or data.num_classes
         narrow: list[tuple[int, list[int]]] = []  # (micro-batch, trials)
-        for (block_width, batch_size), numbers in sorted(blocks.items()):
-            if block_width != width:
-                continue
+        for batch_size, numbers in sorted(by_size.items()):
             if len(numbers) * columns >= MIN_COLUMNS:
                 groups.append(numbers)
             else:
-                narrow = _place(narrow, batch_size, numbers)
+                narrow = _place(narrow, batch_size, numbers, slice_rows)
         groups.extend(numbers for _, numbers in narrow)
     return groups
 
 
 def _place(
-    narrow: list[tuple[int, list[int]]], batch_size: int, numbers: list[int]
+    narrow: list[tuple[int, list[int]]],
+    batch_size: int,
+    numbers: list[int],
+    slice_rows: int | None,
 ) -> list[tuple[int, list[int]]]:
     """Add one block to the narrow group that suits it best, or as a group of its own."""
     best = max(narrow, key=lambda group: gcd(group[0], batch_size), default=None)
-    if best is None or gcd(best[0], batch_size) < min(MIN_MICRO_BATCH, best[0], batch_size):
+    rows = gcd(best[0], batch_size) if best else 0
+    if slice_rows is not None:
+        is_worth_it = rows > 0 and rows % slice_rows == 0
+    else:
+        is_worth_it = best is not None and rows >= min(MIN_MICRO_BATCH, best[0], batch_size)
+    if best is None or not is_worth_it:
         return [*narrow, (batch_size, numbers)]
-    joined = (gcd(best[0], batch_size), [*best[1], *numbers])
+    joined = (rows, [*best[1], *numbers])
     return [joined if group is best else group for group in narrow]
 
 
@@ -231,8 +261,18 @@ def _group(trials: Sequence[Trial], data: TensorData, reduction: Reduction) -> _
     """Make the group that trains these trials fastest, by what is here."""
     if trials[0].config.hidden_units:
         return HiddenGroup(trials, data, reduction)
-    kernels = native.find()
-    # The kernels know one core; with more, torch's products are the faster ones.
-    if kernels and data.device.type == "cpu" and torch.get_num_threads() == 1:
+    kernels = _kernels(data)
+    if kernels:
         return NativeGroup(trials, data, reduction, kernels)
     return LinearGroup(trials, data, reduction)
+
+
+def _kernels(data: TensorData) -> Kernels | None:
+    """Return our own kernels where they train fastest."""
+    # They know one core; with more, torch's products are the faster ones.
+    is_for_them = data.device.type == "cpu" and torch.get_num_threads() == 1
+    return native.find() if is_for_them else None
+
+
+def _slice(data: TensorData) -> int | None:
+    return native.SLICE_ROWS if _kernels(data) else None

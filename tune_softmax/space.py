@@ -330,6 +330,7 @@ _WIDTH = HyperparameterReader(Annotated[int, Field(ge=0)])
 _POSITIVE = HyperparameterReader(Annotated[float, Field(gt=0)])
 _NOT_NEGATIVE = HyperparameterReader(Annotated[float, Field(ge=0)])
 _MOMENTUM = HyperparameterReader(Annotated[float, Field(ge=0, lt=1)])
+_FRACTION = HyperparameterReader(Annotated[float, Field(ge=0, le=1)])
 _SCHEDULE = HyperparameterReader(Schedule)
 
 _DEFAULTS = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
@@ -364,6 +365,12 @@ class Space(Frozen):
     hidden_units: Annotated[_Integers, _WIDTH] = Field(
         default=_DEFAULTS["hidden_units"],
         description="Width of the hidden ReLU layer, an integer >= 0; 0 is softmax regression.",
+    )
+    augmentation: Annotated[_Numbers, _FRACTION] = Field(
+        default=_DEFAULTS["augmentation"],
+        description="How far training images are moved anew in every epoch, a number >= 0 and "
+        "<= 1: at 1 flipped half of the time, and scaled, rotated and shifted by up to a tenth, "
+        "15 degrees and a tenth of the side. Each value of a choice costs a pack of its own.",
     )
 
     @property

@@ -121,9 +121,18 @@ class LinearGroup:
             )
         ]
 
-    def train_epoch(self, order: Tensor, epoch: int) -> list[tuple[float, float]]:
-        """Train for one epoch, number `epoch`; return each trial's loss and accuracy."""
-        return _train_epoch(self, order, epoch)
+    def train_epoch(
+        self, order: Tensor, epoch: int, inputs: Tensor | None
+    ) -> list[tuple[float, float]]:
+        """Train for epoch number `epoch`; return each trial's loss and accuracy.
+
+        Args:
+            order: The images' order, int64, (N,).
+            epoch: From 1.
+            inputs: (N, D + 1) in place of the images, or None for these.
+        """
+        inputs = self.data.train_inputs if inputs is None else inputs
+        return _train_epoch(self, order, epoch, inputs)
 
     def evaluate(self) -> list[tuple[float, float]]:
         """Return each trial's loss and accuracy on the validation set."""
@@ -185,9 +194,18 @@ class HiddenGroup:
             ),
         ]
 
-    def train_epoch(self, order: Tensor, epoch: int) -> list[tuple[float, float]]:
-        """Train for one epoch, number `epoch`; return each trial's loss and accuracy."""
-        return _train_epoch(self, order, epoch)
+    def train_epoch(
+        self, order: Tensor, epoch: int, inputs: Tensor | None
+    ) -> list[tuple[float, float]]:
+        """Train for epoch number `epoch`; return each trial's loss and accuracy.
+
+        Args:
+            order: The images' order, int64, (N,).
+            epoch: From 1.
+            inputs: (N, D + 1) in place of the images, or None for these.
+        """
+        inputs = self.data.train_inputs if inputs is None else inputs
+        return _train_epoch(self, order, epoch, inputs)
 
     def evaluate(self) -> list[tuple[float, float]]:
         """Return each trial's loss and accuracy on the validation set."""
@@ -235,11 +253,11 @@ class _Tally:
 
 
 def _train_epoch(
-    group: LinearGroup | HiddenGroup, order: Tensor, epoch: int
+    group: LinearGroup | HiddenGroup, order: Tensor, epoch: int, inputs: Tensor
 ) -> list[tuple[float, float]]:
     """Walk the training set once in micro-batches; return each trial's loss and accuracy."""
     plan, data = group.plan, group.data
-    buffer = data.train_inputs.new_empty(plan.rows, data.num_features + 1)
+    buffer = inputs.new_empty(plan.rows, data.num_features + 1)
     tally = _Tally(plan.num_steps, len(group.trials), data.device)
     learning_rates = plan.learning_rates(epoch)
     for parameter in group.parameters:
@@ -250,7 +268,7 @@ def _train_epoch(
         for parameter in group.parameters:
             parameter.begin_step(step)
         x = buffer[: len(micro_batch)]
-        torch.index_select(data.train_inputs, 0, micro_batch, out=x)
+        torch.index_select(inputs, 0, micro_batch, out=x)
         logits = group.logits(x)
         denominator = _tally_softmax(logits, targets[step], tally, step)
         # The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60.

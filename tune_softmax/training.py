@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tune_softmax.augmentation import augment
 from tune_softmax.metrics import EpochMetrics
 from tune_softmax.model import build_model
 from tune_softmax.tensors import sample_order, scale
@@ -97,6 +98,16 @@ def train(
         loss_sum = torch.zeros((), dtype=torch.float64, device=data.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=data.device)
         order = sample_order(seed, epoch, len(data.train)).to(data.device)
+        if config.augmentation:
+            moved = augment(
+                data.train.pixels,
+                data.image_shape,
+                strength=config.augmentation,
+                seed=seed,
+                epoch=epoch,
+                pixel_max=data.pixel_max,
+            )
+            images = moved.view(-1, *data.image_shape)
         for batch in order.split(config.batch_size):
             labels = data.train.labels[batch]
             logits = model(images[batch])

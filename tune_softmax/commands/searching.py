@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tune_softmax.beside import Extras
     from tune_softmax.results import Results
 
-__all__ = ["resume", "search"]
+__all__ = ["SyncOption", "TrackOption", "Tracker", "resume", "search"]
 
 
 class Tracker(StrEnum):
