@@ -1,0 +1,178 @@
+"""Joining a Ray cluster: a real head on this machine, with token authentication."""
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tune_softmax import results
+from tune_softmax.cluster import Node, connect
+from tune_softmax.errors import ClusterError
+from tune_softmax.experiment import Resources
+from tune_softmax.metrics import State
+
+BIN = Path(sys.executable).parent
+EXPERIMENT = """
+name: joined
+dataset: {name: digits, validation: 0.25}
+space:
+  batch_size: {choice: [32, 64]}
+  num_epochs: 3
+  learning_rate: {log_uniform: [1e-2, 1]}
+search: {num_trials: 6, pack_size: 3}
+"""
+
+
+@pytest.mark.parametrize(
+    ("resources", "fit"),
+    [
+        (Resources(), 4),
+        (Resources(cpus_per_pack=3), 1),
+        (Resources(cpus_per_pack=5), 0),
+        (Resources(gpus_per_pack=1.0), 2),
+        (Resources(gpus_per_pack=0.3), 4),
+        (Resources(cpus_per_pack=2, gpus_per_pack=0.5), 2),
+    ],
+)
+def test_a_node_runs_as_many_packs_as_fit(resources, fit):
+    """CPUs and whole parts of a GPU both bound how many packs stand side by side."""
+    assert Node("here", num_cpus=4, num_gpus=2).num_packs(resources) == fit
+
+
+@pytest.mark.parametrize("address", ["somewhere", "10.0.0.5", ":6379x", "10.0.0.5:port"])
+def test_an_address_of_the_wrong_form_is_refused(address):
+    """HOST:PORT, or a message that says so."""
+    with connect(address) as connecting, pytest.raises(ClusterError, match="HOST:PORT"):
+        connecting.result()
+
+
+def test_an_address_where_nothing_listens_is_refused():
+    """The message says how to start a head there."""
+    with socket.socket() as held:  # bound, but nobody accepts
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        with (
+            connect(address) as connecting,
+            pytest.raises(ClusterError, match=r"no Ray cluster answers there.*ray start --head"),
+        ):
+            connecting.result()
+
+
+def test_folders_of_dead_processes_are_removed(monkeypatch):
+    """What a killed search left in the temporary folder goes with the next one; others stay."""
+    short = Path(tempfile.mkdtemp(prefix="ts-"))
+    monkeypatch.setattr("tempfile.tempdir", str(short))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = short / f"tune-softmax-{ended.pid}-abc"
+    mine = short / f"tune-softmax-{os.getppid()}-abc"
+    other = short / "tune-softmax-notes"
+    for folder in (left, mine, other):
+        folder.mkdir()
+    with connect("nowhere"):
+        pass
+    assert not left.exists()
+    assert mine.exists()
+    assert other.exists()
+    shutil.rmtree(short)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """Start a head with two CPUs and a token; give its address and the token."""
+    token = secrets.token_hex(32)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    # Sockets below Ray's folder need a short path, which pytest's is not.
+    folder = Path(tempfile.mkdtemp(prefix="ts-head-"))
+    log = tmp_path_factory.mktemp("head") / "log.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                *(str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2"),
+                *(f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"),
+                f"--temp-dir={folder}",
+            ],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        host = wait_for_host(log)
+        yield f"{host}:{port}", token
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_host(log, timeout_s=60.0):
+    """Wait until a head has started, and return the address that it listens on."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        text = log.read_text()
+        if "block forever" in text:
+            return re.search(r"Local node IP: ([\d.]+)", text).group(1)
+        time.sleep(0.2)
+    return pytest.fail(f"the head did not start:\n{log.read_text()}")
+
+
+def search(folder, address, token, *options):
+    """Search on the cluster in a process of its own."""
+    path = folder / "joined.yaml"
+    path.write_text(EXPERIMENT)
+    command = [str(BIN / "tune-softmax"), "search", str(path), "--address", address, *options]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_search_joins_a_cluster_and_leaves_it_running(head, tmp_path):
+    """The same command with --address trains on the head's node; a second one finds it again."""
+    for which in ("first", "second"):
+        done = search(tmp_path, *head, "--run-dir", str(tmp_path / which))
+        assert done.returncode == 0, done.stderr
+        assert results.load(tmp_path / which).count(State.COMPLETE, State.PRUNED) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_wrong_token_is_refused_in_one_message(head, tmp_path):
+    """Who has not the cluster's token does not get in, and reads why."""
+    refused = search(tmp_path, head[0], "0" * 64)
+    assert refused.returncode == 2
+    assert head[0] in refused.stderr
+    assert "token" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_more_than_the_cluster_has_is_refused(head, tmp_path):
+    """A request that no node can meet names the largest, and makes no run folder."""
+    refused = search(tmp_path, *head, "--cpus-per-pack", "3")
+    assert refused.returncode == 2
+    assert "3 CPUs" in refused.stderr
+    assert "2 CPUs" in refused.stderr
+    assert not (tmp_path / "runs").exists()
