@@ -67,15 +67,15 @@ def test_an_address_where_nothing_listens_is_refused():
             connecting.result()
 
 
-def test_folders_of_dead_processes_are_removed(monkeypatch):
+def test_folders_of_dead_processes_are_removed(tmp_path, monkeypatch):
     """What a killed search left in the temporary folder goes with the next one; others stay."""
-    short = Path(tempfile.mkdtemp(prefix="ts-"))
-    monkeypatch.setattr("tempfile.tempdir", str(short))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tune_softmax.cluster.MAX_FOLDER_LENGTH", 999)  # no Ray starts below it
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = short / f"tune-softmax-{ended.pid}-abc"
-    mine = short / f"tune-softmax-{os.getppid()}-abc"
-    other = short / "tune-softmax-notes"
+    left = tmp_path / f"tune-softmax-{ended.pid}-abc"
+    mine = tmp_path / f"tune-softmax-{os.getppid()}-abc"
+    other = tmp_path / "tune-softmax-notes"
     for folder in (left, mine, other):
         folder.mkdir()
     with connect("nowhere"):
@@ -83,7 +83,6 @@ def test_folders_of_dead_processes_are_removed(monkeypatch):
     assert not left.exists()
     assert mine.exists()
     assert other.exists()
-    shutil.rmtree(short)
 
 
 @pytest.fixture(scope="module")
