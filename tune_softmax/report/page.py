@@ -23,6 +23,7 @@ import pandas as pd
 
 from tune_softmax.errors import StorageError
 from tune_softmax.metrics import State
+from tune_softmax.report.figures.base import spec_of
 from tune_softmax.report.parts import Drawings, TrialTable
 from tune_softmax.report.sections import sections
 from tune_softmax.report.theme import DARK, LIGHT, template
@@ -153,7 +154,7 @@ def _hash(script: str) -> str:
 
 def _lean_figure(figure: go.Figure) -> dict[str, Any]:
     """Return a figure as JSON: what the page itself says or draws is left out."""
-    spec = figure.to_plotly_json()
+    spec = spec_of(figure)
     layout = {
         key: value
         for key, value in spec["layout"].items()

@@ -7,18 +7,23 @@ import time
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax.errors import ResultsError
+from tune_softmax.results import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 __all__ = ["Live", "follow", "serving", "stamp"]
 
 LOOPBACK = "127.0.0.1"
+NAMES = (LOOPBACK, "localhost")
 POLL_S = 1.0
+DATABASE_S = 15.0
+WRITERS = {"run.lock", "writer.json", "log.txt", "run.db-shm"}
+REPORTS = {".html", ".md", ".png", ".part"}
 SHARE = 0.2  # of the time, at most, that making the page again may take from the search
 
 
@@ -55,8 +60,10 @@ def stamp(folder: Path) -> frozenset[tuple[str, int, int]]:
     SQLite makes beside a ledger to read it.
     """
     found = set()
+    if not isinstance(RunFolder(folder).ledger, Path):  # a database's, which no file's time tells
+        found.add(("ledger", int(time.time() // DATABASE_S), 1))
     for path in (*folder.glob("*"), *folder.glob("best/*")):
-        if path.name.startswith("report") or path.name in _IGNORED:
+        if path.suffix in REPORTS or path.name in WRITERS:
             continue
         try:
             status = path.stat()
@@ -65,9 +72,6 @@ def stamp(folder: Path) -> frozenset[tuple[str, int, int]]:
         if status.st_size and path.is_file():
             found.add((path.name, status.st_mtime_ns, status.st_size))
     return frozenset(found)
-
-
-_IGNORED = {"run.lock", "writer.json", "log.txt", "run.db-shm"}
 
 
 @contextmanager
@@ -121,7 +125,7 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             """Answer one request."""
             _, port = self.connection.getsockname()
-            if self.headers.get("Host") not in {f"{name}:{port}" for name in _NAMES}:
+            if self.headers.get("Host") not in {f"{name}:{port}" for name in NAMES}:
                 # A page elsewhere whose name was made to lead here may not read the report.
                 self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             elif self.path == "/":
@@ -145,6 +149,3 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
             """Keep the terminal for the address."""
 
     return Handler
-
-
-_NAMES = (LOOPBACK, "localhost")

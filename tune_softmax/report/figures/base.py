@@ -23,6 +23,7 @@ __all__ = [
     "new_figure",
     "range_of_the_better",
     "robust_range",
+    "spec_of",
 ]
 
 HEIGHT = 340  # pixels
@@ -58,6 +59,17 @@ def describe(figure: go.Figure, text: str) -> go.Figure:
     """Give a figure the text that stands for it where it cannot be seen, and return it."""
     figure.update_layout(meta={"description": text})
     return figure
+
+
+def spec_of(figure: go.Figure) -> dict[str, Any]:
+    """Return a figure's `data` and `layout` as plain values, with arrays as they are.
+
+    Plotly's own way encodes arrays as base64 of float64, which is longer than their digits.
+    """
+    return {
+        "data": [trace.to_plotly_json() for trace in figure.data],
+        "layout": figure.layout.to_plotly_json(),
+    }
 
 
 def axis_of(values: Sequence[float] | pd.Series[Any]) -> tuple[list[float], dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tune_softmax.errors import DamagedRunError
 from tune_softmax.metrics import State
-from tune_softmax.report.figures.base import HEIGHT, describe, range_of_the_better
+from tune_softmax.report.figures.base import HEIGHT, describe, range_of_the_better, spec_of
 from tune_softmax.report.measures import completed
 from tune_softmax.report.theme import BLUE, GREY, RANKS, SURFACE, VERMILION, template
 
@@ -93,7 +93,7 @@ def importance(study: optuna.Study, metric: str = "objective value") -> go.Figur
     """
     from optuna.visualization import plot_param_importances
 
-    spec = plot_param_importances(study, target_name=metric).to_plotly_json()
+    spec = spec_of(plot_param_importances(study, target_name=metric))
     (bars,) = spec["data"]
     bars["marker"] = {"color": BLUE}
     shares = list(zip(bars["y"], bars["x"], strict=True))[::-1]
@@ -118,7 +118,7 @@ def parallel_coordinates(study: optuna.Study, metric: str = "objective value") -
     from optuna.visualization import plot_parallel_coordinate
 
     thin = _thinned(study, MAX_LINES)
-    spec = plot_parallel_coordinate(thin, target_name=metric).to_plotly_json()
+    spec = spec_of(plot_parallel_coordinate(thin, target_name=metric))
     *lines, scale = spec["data"]
     worst_first = _mode(study) == "max"
     for trace in lines:
@@ -149,7 +149,7 @@ def slices(study: optuna.Study, name: str, metric: str = "objective value") -> g
     """
     from optuna.visualization import plot_slice
 
-    spec = plot_slice(study, params=[name], target_name=metric).to_plotly_json()
+    spec = spec_of(plot_slice(study, params=[name], target_name=metric))
     (trace,) = spec["data"]
     spec["layout"]["yaxis"]["range"] = range_of_the_better(trace["y"], _mode(study))
     trace["marker"] |= {"colorscale": RANKS, "size": 6, "colorbar": {"title": "trial"} | _BAR}
@@ -174,7 +174,7 @@ def contour(
     from optuna.visualization import plot_contour
 
     thin = _thinned(study, MAX_CONTOUR)
-    spec = plot_contour(thin, params=[one, other], target_name=metric).to_plotly_json()
+    spec = spec_of(plot_contour(thin, params=[one, other], target_name=metric))
     surface, *marks = spec["data"]
     values = [trial.value for trial in thin.trials if trial.value is not None]
     low, high = range_of_the_better(values, _mode(study))
