@@ -59,6 +59,7 @@ ORDER = [
     "agenda",
     "warm_start",
     "study",
+    "tracking",
     "asha",
     "cluster",
     "environment",
@@ -94,6 +95,7 @@ ORDER = [
     "commands.benchmarks",
     "commands.checks",
     "commands.copies",
+    "commands.export",
     "commands.models",
     "commands.report",
     "commands.searching",
@@ -193,7 +195,7 @@ def test_the_two_ways_to_train_do_not_know_each_other():
     ("library", "modules"),
     [
         ("ray", {"driver", "worker", "asha", "cluster"}),
-        ("optuna", {"study", "report.figures.hyperparameters"}),
+        ("optuna", {"study", "tracking", "report.figures.hyperparameters"}),
     ],
 )
 def test_a_library_is_named_where_it_belongs(library, modules):

@@ -12,7 +12,16 @@ import sys
 
 import typer
 
-from tune_softmax.commands import analysis, benchmarks, checks, copies, models, report, searching
+from tune_softmax.commands import (
+    analysis,
+    benchmarks,
+    checks,
+    copies,
+    export,
+    models,
+    report,
+    searching,
+)
 from tune_softmax.errors import StorageError, TuneSoftmaxError
 
 __all__ = ["app", "main"]
@@ -31,6 +40,7 @@ for command in (
     analysis.results,
     report.report,
     copies.copy,
+    export.export,
     checks.validate,
     checks.doctor,
 ):

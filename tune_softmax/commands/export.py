@@ -1,0 +1,57 @@
+"""`export`: a run in the form of another tool."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tune_softmax.commands.options import RunArgument, console
+
+__all__ = ["Form", "export"]
+
+
+class Form(StrEnum):
+    """What `export` makes."""
+
+    OPTUNA = "optuna"
+
+
+def export(
+    run: RunArgument,
+    to: Annotated[
+        Form, typer.Option("--to", help="optuna: a study in a SQLite file, for optuna-dashboard.")
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file, or sqlite:///FILE.  [default: RUN/optuna.db]",
+        ),
+    ] = None,
+) -> None:
+    """Write a run for another tool, such as an Optuna study."""
+    from tune_softmax import tracking
+    from tune_softmax.results import RunFolder
+
+    assert to is Form.OPTUNA, "there is one form"
+    folder = RunFolder(run)
+    path = tracking.study_file(folder)
+    if output is not None:
+        scheme, _, rest = output.rpartition("://")
+        if scheme not in {"", "sqlite"} or (scheme and not rest.startswith("/")):
+            raise typer.BadParameter(
+                f"--output {output}: must be a file or sqlite:///FILE, for a study is one file"
+            )
+        path = Path(rest.removeprefix("/") if scheme else rest)
+    num_trials = tracking.export(folder, path)
+    url = tracking.study_url(path)
+    console().print(
+        f"{num_trials} trials in {path}; see them with: optuna-dashboard {url}",
+        highlight=False,
+        soft_wrap=True,
+    )
