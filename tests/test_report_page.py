@@ -316,15 +316,27 @@ def test_headings_skip_no_level(desktop):
     assert max(np.diff(names)) == 1
 
 
+def test_paper_is_white(phone):
+    """Also where the screen is dark, and what can only be pressed is left out."""
+    phone.page.emulate_media(media="print")
+    assert colors_of(phone.page)[:2] == expected_colors(LIGHT)[:2]
+    for name in ("#theme", "nav", ".controls"):
+        assert not phone.page.locator(name).is_visible()
+    phone.page.emulate_media(media="screen")
+
+
 @pytest.mark.slow
 def test_it_prints(desktop):
-    """In light colours, without what can only be pressed, and no wider than the paper."""
+    """In light colours though the reader chose dark, and no wider than the paper."""
     page = desktop.page
     page.locator("#theme").click()
     page.emulate_media(media="print")
     assert colors_of(page)[0] == expected_colors(LIGHT)[0]
-    for name in ("#theme", "nav", ".controls"):
-        assert not page.locator(name).is_visible()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4, less its margins
+    assert page.evaluate("document.documentElement.scrollWidth") == 718
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.set_viewport_size(DESKTOP)
     document = page.pdf(format="A4")
     assert document.startswith(b"%PDF")
     assert document.count(b"/Type /Page\n") + document.count(b"/Type /Page ") > 5

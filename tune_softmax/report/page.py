@@ -21,6 +21,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import StorageError
 from tune_softmax.metrics import State
 from tune_softmax.report.figures.base import spec_of
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from tune_softmax.report.parts import Section
 
 __all__ = ["Page", "compose", "save"]
+
+PRINTED = {"number", "state", "last_validation_loss", "last_validation_accuracy", "epochs_trained"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +184,13 @@ def _lean(value: Any) -> Any:  # noqa: ANN401 - any JSON, and arrays
 
 
 def _columns(trials: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a table column by column: its name, whether it holds numbers, its values."""
+    """Return a table column by column: its name, what it holds, whether paper has room for it."""
+    varied = {name for name in HYPERPARAMETERS if len(trials[name].unique()) > 1}
     return [
         {
             "name": name,
             "numeric": pd.api.types.is_numeric_dtype(trials[name]),
+            "printed": name in PRINTED | varied,
             "values": _lean([None if pd.isna(v) else v for v in trials[name].tolist()]),
         }
         for name in trials

@@ -203,8 +203,7 @@ def hyperparameters(search: Results) -> Section:
     drawings = [
         Drawing(
             importance,
-            f"PED-ANOVA over the {len(complete)} complete trials: how much each decides over "
-            "being among the best.",
+            "PED-ANOVA over the complete trials: how much each decides over being among the best.",
             wide=True,
         ),
         Drawing(

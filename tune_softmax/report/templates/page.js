@@ -48,9 +48,19 @@
     }
   };
 
-  const fit = () => { for (const plot of drawn) Plotly.Plots.resize(plot); };
-  addEventListener("beforeprint", () => { recolor("light"); fit(); });
-  addEventListener("afterprint", () => { recolor(mode()); fit(); });
+  // A browser lays a page out for paper without telling its scripts, so paper's width comes first.
+  addEventListener("beforeprint", () => {
+    root.classList.add("printing");
+    for (const plot of drawn) {
+      const size = { width: plot.clientWidth, height: plot.clientHeight };
+      Plotly.relayout(plot, { template: payload.templates.light, ...size });
+    }
+  });
+  addEventListener("afterprint", () => {
+    root.classList.remove("printing");
+    const size = { width: null, height: null, autosize: true };
+    for (const plot of drawn) Plotly.relayout(plot, { template: payload.templates[mode()], ...size });
+  });
 
   // --- The table of trials --------------------------------------------------------------------
 
@@ -64,6 +74,10 @@
       if (value === null) return "";
       if (!column.numeric || Number.isInteger(value)) return String(value);
       return Math.abs(value) < 1e-3 ? value.toExponential(3) : String(Number(value.toPrecision(5)));
+    };
+    const style = (cell, column) => {
+      cell.classList.toggle("text", !column.numeric);
+      cell.classList.toggle("unprinted", !column.printed);
     };
     const texts = Array.from({ length: size }, (_, row) =>
       columns.map((column) => shown(column, row)).join(" ").toLowerCase());
@@ -92,7 +106,7 @@
         for (const [index, column] of columns.entries()) {
           const cell = document.createElement(index ? "td" : "th");
           if (!index) cell.scope = "row";
-          if (!column.numeric) cell.className = "text";
+          style(cell, column);
           cell.textContent = shown(column, row);
           line.append(cell);
         }
@@ -108,7 +122,7 @@
       const heading = document.createElement("th");
       const button = document.createElement("button");
       heading.scope = "col";
-      if (!column.numeric) heading.className = "text";
+      style(heading, column);
       button.type = "button";
       button.textContent = column.name.replaceAll("_", " ");
       button.addEventListener("click", () => {
