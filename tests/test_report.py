@@ -2,6 +2,7 @@
 
 import pytest
 from report_runs import write_run
+from test_package import RUN_COMMAND, loaded_by
 from typer.testing import CliRunner
 
 from tune_softmax.cli import app
@@ -17,6 +18,12 @@ def run(tmp_path):
 def invoke(*arguments):
     """Call the command and return how it ended."""
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def test_help_loads_nothing_heavy():
+    """Neither what reads a run nor what draws it."""
+    heavy = {"pandas", "plotly", "jinja2", "optuna", "matplotlib", "sqlalchemy", "torch", "ray"}
+    assert not loaded_by(RUN_COMMAND, "report", "--help") & heavy
 
 
 def test_the_page_goes_into_the_run(run):

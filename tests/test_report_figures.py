@@ -146,6 +146,15 @@ def test_every_finite_gap_is_drawn(run, against):
     assert f"{len(there)} trials" in text_of(figure)
 
 
+def test_unfinished_trials_are_drawn_as_such(run):
+    """While a search runs, the gap of one that trains is that so far."""
+    trials = run.trials.copy()
+    trials.loc[4, "state"] = "RUNNING"
+    assert [
+        int(n) for n, _ in trace(figures.generalization_gap(trials), "unfinished").customdata
+    ] == [4]
+
+
 def test_a_gap_far_off_is_drawn_at_the_edge(run):
     """With its true value at hand."""
     trials = run.trials.copy()

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from tune_softmax.metrics import State
-from tune_softmax.report.theme import BLUE, GREY, PURPLE, VERMILION, template
+from tune_softmax.report.theme import BLUE, GREEN, GREY, PURPLE, VERMILION, template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -158,6 +158,8 @@ def add_trials(
     seen = np.isfinite(across) & np.isfinite(up)
     inside = seen & (up >= limits[0]) & (up <= limits[1])
     groups = [(_NAMES[s], marker, inside & (state == s)) for s, marker in _STATES.items()]
+    unfinished = {"color": GREEN, "symbol": "circle-open", "size": 6}
+    groups.append(("unfinished", unfinished, inside & ~np.isin(state, list(_STATES))))
     beyond = seen & ~inside
     symbols = np.where(up[beyond] < limits[0], "triangle-down", "triangle-up")
     groups.append(("beyond", {"color": GREY, "symbol": symbols, "size": 6}, beyond))
