@@ -371,26 +371,29 @@ def hostile(tmp_path_factory):
     return path
 
 
-def test_nothing_of_a_run_becomes_markup(browser, hostile):
+@pytest.fixture(scope="module")
+def stranger(browser, hostile):
+    """Return that page, opened, and what it did."""
+    return opened(browser, hostile.as_uri(), viewport=DESKTOP)
+
+
+def test_nothing_of_a_run_becomes_markup(stranger, hostile):
     """It stands on the page as the text it is, and no script of it runs."""
-    did = opened(browser, hostile.as_uri(), viewport=DESKTOP)
-    page = did.page
+    page = stranger.page
     assert page.evaluate("window.hacked") is None
-    assert did.errors == []
-    assert did.requests == [hostile.as_uri()]
+    assert stranger.errors == []
+    assert stranger.requests == [hostile.as_uri()]
     assert page.locator("img:not([src^='data:'])").count() == 0
     assert page.locator("body script").count() == 3
     assert HOSTILE in page.locator("section[aria-labelledby=reproduction]").inner_text()
     assert HOSTILE in page.locator("section[aria-labelledby=remedies]").inner_text()
     page.locator("#search").fill("fail")
     assert rows_of(page)[0][-1] == HOSTILE[:200]
-    page.context.close()
 
 
-def test_other_scripts_and_connections_are_forbidden(browser, hostile):
+def test_other_scripts_and_connections_are_forbidden(stranger):
     """Even if a text became markup, it could neither run nor carry anything away."""
-    page = browser.new_page()
-    page.goto(hostile.as_uri())
+    page = stranger.page
     page.evaluate("""() => {
         const script = document.createElement("script");
         script.textContent = "window.hacked = 1";
@@ -401,7 +404,6 @@ def test_other_scripts_and_connections_are_forbidden(browser, hostile):
     assert refused == "refused"
     page.wait_for_timeout(200)
     assert page.evaluate("window.hacked") is None
-    page.close()
 
 
 # --- Less than everything, and more -------------------------------------------------------------
