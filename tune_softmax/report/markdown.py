@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["save_markdown"]
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
+# What has a meaning inside a line; no text of a run begins one.
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#!|~&])")
 
 
 def save_markdown(inputs: Inputs, sections: Sequence[Section], path: Path) -> None:

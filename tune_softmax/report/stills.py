@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from tune_softmax.metrics import State
+from tune_softmax.report.figures.base import robust_range
 from tune_softmax.report.measures import comparable, completed, gaps
 from tune_softmax.report.theme import BLUE, GREEN, GREY, PURPLE, VERMILION
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["save_effects", "save_gap", "save_learning_curves", "save_path"]
 
 DPI = 144
+SIZES = {".": 6, "v": 4, "^": 4, "D": 7}
 LOSS = "mean cross-entropy in nats"
 
 
@@ -60,31 +61,34 @@ def save_learning_curves(path: Path, epochs: pd.DataFrame, names: dict[int, str]
 def save_gap(path: Path, trials: pd.DataFrame, winner: int) -> None:
     """Draw every trial's generalization gap against weight decay and against its epochs.
 
+    What lies far beyond the gaps of two and more epochs is drawn as a triangle at the edge.
+
     Args:
         path: The PNG file to write.
         trials: One row a trial.
         winner: The best trial's number.
     """
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharey=True)
     gap = gaps(trials)
-    for axes, column in ((left, "weight_decay"), (right, "epochs_trained")):
-        for state, color, name in (
-            (State.PRUNED, GREY, "stopped early"),
-            (State.COMPLETE, BLUE, "complete"),
-        ):
-            rows = trials["state"] == state
-            axes.plot(trials.loc[rows, column], gap[rows], ".", color=color, label=name)
-        best = trials["number"] == winner
-        axes.plot(trials.loc[best, column], gap[best], "D", color=VERMILION, label="best")
+    longer = gap[trials["epochs_trained"] > 1]
+    low, high = robust_range(longer if len(longer) else gap)
+    inside = gap.between(low, high)
+    marks = (
+        ("stopped early", ".", GREY, inside & (trials["state"] == State.PRUNED)),
+        ("complete", ".", BLUE, inside & (trials["state"] == State.COMPLETE)),
+        ("beyond", "v", GREY, gap < low),
+        ("_", "^", GREY, gap > high),  # told by the line above; "_" keeps it out of the legend
+        ("best", "D", VERMILION, trials["number"] == winner),
+    )
+    for axes, column in zip(panels, ("weight_decay", "epochs_trained"), strict=True):
+        for name, mark, color, rows in marks:
+            across, up = trials.loc[rows, column], gap[rows].clip(low, high)
+            axes.plot(across, up, mark, color=color, label=name, ms=SIZES[mark])
         if trials[column].gt(0).all() and trials[column].max() > 30 * trials[column].min():
             axes.set_xscale("log")
         _finish(axes, "", column.replace("_", " "), "")
-    longer = gap[(trials["epochs_trained"] > 1) & np.isfinite(gap)]
-    if len(longer) > 1:
-        low, high = np.percentile(longer, [1, 99])
-        left.set_ylim(low - 0.2 * (high - low) - 1e-3, high + 0.2 * (high - low) + 1e-3)
-    left.set_ylabel("validation minus training loss")
+    panels[0].set_ylabel("validation minus training loss")
     _save(figure, path)
 
 
