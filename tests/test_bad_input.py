@@ -280,7 +280,7 @@ def test_the_real_command_says_the_same(folder):
 # Runs
 
 CHECKSUM = zlib.crc32(b'["schema_version","9"]')
-NEWER = f"UPDATE meta SET value = '9', checksum = {CHECKSUM} WHERE key = 'schema_version'"
+NEWER = f"UPDATE meta SET value = '9', checksum = {CHECKSUM} WHERE key = 'schema_version'"  # noqa: S608
 # What has become of the run folder, the exit code, and what the message says.
 HARMS = {
     "ledger of another kind": (lambda run: run.ledger.write_bytes(b"<html>" * 99), 5, "not a da"),

@@ -19,7 +19,7 @@ from tune_softmax.cli import main
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
-from tune_softmax.stores import Store
+from tune_softmax.stores import CHUNK_BYTES, Store
 
 
 def forbid(line):
@@ -325,6 +325,18 @@ def test_a_damaged_ledger_is_not_copied(folder, shelf):
     assert contents(shelf.local_path) == before
 
 
+@pytest.mark.parametrize("table", ["trials", "epochs"])
+def test_a_changed_row_is_not_copied(folder, shelf, table):
+    """SQLite finds nothing wrong with it, the row's own checksum does."""
+    column = {"trials": "attempts", "epochs": "train_loss"}[table]
+    with closing(sqlite3.connect(folder.ledger)) as connection:
+        connection.execute(f"UPDATE {table} SET {column} = 7 WHERE number = 2")  # noqa: S608
+        connection.commit()
+    with pytest.raises(DamagedRunError, match=f"table {table}"):
+        copies.put(folder, shelf)
+    assert not shelf.local_path.exists()
+
+
 def spoil(store, copy, name):
     """Flip one bit of a copied file."""
     key = f"{copy.folder}/{name}"
@@ -345,6 +357,18 @@ def test_a_damaged_copy_gives_way_to_the_one_before(folder, store, tmp_path):
     with pytest.raises(DamagedRunError, match="no copy there is whole"):
         copies.fetch(store, tmp_path / "back-2", report=said.append)
     assert not (tmp_path / "back-2").exists()
+
+
+def test_a_file_that_goes_on_is_no_whole_copy(folder, shelf, tmp_path):
+    """Even where what was put there is all at its beginning."""
+    (folder.path / "long").write_bytes(bytes(CHUNK_BYTES))
+    made = copies.put(folder, shelf)
+    with (shelf.local_path / made.folder / "long").open("ab") as file:
+        file.write(b"more")
+    said = []
+    with pytest.raises(DamagedRunError, match="no copy there is whole"):
+        copies.fetch(shelf, tmp_path / "back", report=said.append)
+    assert "long is not what was put there" in said[0]
 
 
 def test_a_lost_file_is_missed(folder, shelf, tmp_path):
@@ -373,6 +397,35 @@ def test_a_reader_overtaken_by_new_copies_finds_them(folder, shelf, tmp_path, mo
     said = []
     assert copies.fetch(shelf, tmp_path / "back", report=said.append) in newer
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("longer_first", [False, True])
+def test_a_list_replaced_while_it_is_read_is_read_again(
+    folder, monkeypatch, s3, tmp_path, longer_first
+):
+    """A store tells a length and then gives the bytes of what is there by then."""
+    bucket, _, prefix = s3.root.partition("/")
+    copies.put(folder, s3)
+    short = b"".join(s3.get("copies.json"))
+    copies.put(folder, s3)
+    long = b"".join(s3.get("copies.json"))
+    assert len(long) > len(short)
+    before, after = (long, short) if longer_first else (short, long)
+    s3.put("copies.json", [before])
+    replaced = []
+
+    def replace(method, path):
+        if method == "GET" and path.endswith("copies.json") and not replaced:
+            replaced.append(path)
+            key = f"{prefix}/copies.json"
+            s3_server.client().put_object(Bucket=bucket, Key=key, Body=after)
+
+    with s3_server.Proxy().running() as proxy:
+        proxy.answer = replace
+        s3_server.use(monkeypatch, proxy.url)
+        copies.fetch(Store.at(s3.url), tmp_path / "back", report=lambda _line: None)
+    assert replaced
+    assert (tmp_path / "back" / "run.db").exists()
 
 
 @pytest.mark.parametrize(

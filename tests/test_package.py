@@ -48,7 +48,9 @@ ORDER = [
     "upgrade",
     "ledger",
     "results",
+    "audit",
     "stores",
+    "copy_list",
     "copies",
     "syncing",
     "intervals",
@@ -59,6 +61,7 @@ ORDER = [
     "agenda",
     "warm_start",
     "study",
+    "study_file",
     "tracking",
     "asha",
     "cluster",
@@ -195,7 +198,7 @@ def test_the_two_ways_to_train_do_not_know_each_other():
     ("library", "modules"),
     [
         ("ray", {"driver", "worker", "asha", "cluster"}),
-        ("optuna", {"study", "tracking", "report.figures.hyperparameters"}),
+        ("optuna", {"study", "study_file", "report.figures.hyperparameters"}),
     ],
 )
 def test_a_library_is_named_where_it_belongs(library, modules):

@@ -61,6 +61,21 @@ def test_a_file_is_replaced(store):
     assert b"".join(store.get("pointer")) == b"second"
 
 
+def test_a_reader_of_a_folder_keeps_the_file_that_it_opened(folder):
+    """The new one takes its place at once, and does not write into it."""
+    folder.put("pointer", [b"first"])
+    with (folder.local_path / "pointer").open("rb") as reader:
+        folder.put("pointer", [b"second"])
+        assert reader.read() == b"first"
+
+
+@pytest.mark.parametrize("max_bytes", [0, 3, 5, 100])
+def test_the_beginning_of_a_file_is_read(store, max_bytes):
+    """At most as much as asked for."""
+    store.put("name", [b"hello"])
+    assert store.read("name", max_bytes) == b"hello"[:max_bytes]
+
+
 def test_a_missing_file_is_not_found(store):
     """It is told apart from a store that fails."""
     with pytest.raises(FileNotFoundError):

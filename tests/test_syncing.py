@@ -1,7 +1,9 @@
 """Copies during a search: when they are made, and that nothing they meet harms the run."""
 
-import json
 import logging
+import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +15,10 @@ import pytest
 import runs
 import s3_server
 
-from tune_softmax import copies
+from tune_softmax import copies, results, search
+from tune_softmax.copy_list import read_list
 from tune_softmax.ledger import Ledger
+from tune_softmax.metrics import State
 from tune_softmax.stores import Store
 from tune_softmax.syncing import _Syncer, syncing
 
@@ -48,11 +52,8 @@ def s3(monkeypatch, proxy):
 
 def listed(store):
     """Return the names of the copies in a store, the newest first."""
-    try:
-        content = b"".join(store.get("copies.json"))
-    except FileNotFoundError:
-        return []
-    return [copy["folder"] for copy in json.loads(content)["copies"]]
+    found = read_list(store)
+    return [] if found is None else [copy.folder for copy in found.copies]
 
 
 def wait_for(condition, timeout_s=20):
@@ -258,3 +259,57 @@ def test_a_silent_server_delays_the_end_a_bounded_time(tmp_path, monkeypatch):
         )
     assert "the store cannot be reached" in done.stdout or "still under way" in done.stdout
     assert float(done.stdout.split("ended after ")[1]) < 20
+
+
+SEARCH = """
+import functools, sys
+from tune_softmax import experiment, search, syncing
+from tune_softmax.beside import Extras
+syncing.syncing = functools.partial(syncing.syncing, interval_s=0.5)
+asked = experiment.parse(sys.stdin.read(), "digits.yaml")
+search.search(asked, run_dir=sys.argv[1], extras=Extras(sync_to=sys.argv[2]))
+"""
+EXPERIMENT = """
+name: digits
+dataset: {name: digits, validation: 0.25}
+space:
+  batch_size: {choice: [16, 32, 64]}
+  num_epochs: 200
+  learning_rate: {log_uniform: [1e-2, 1]}
+search: {num_trials: 8, pack_size: 4, asha: none}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_search_whose_machine_is_lost_goes_on_from_its_copy(tmp_path, monkeypatch):
+    """Driver killed, folder gone: the copy is fetched, resumed, and loses no finished trial."""
+    s3_server.use(monkeypatch, s3_server.server_url())
+    store = Store.at(f"s3://{s3_server.new_bucket()}/digits")
+    lost = tmp_path / "lost"
+    searching = subprocess.Popen(
+        [sys.executable, "-c", SEARCH, str(lost), store.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        searching.stdin.write(EXPERIMENT.encode())
+        searching.stdin.close()
+        before = wait_for(lambda: listed(store), timeout_s=120)
+        wait_for(lambda: listed(store) != before, timeout_s=120)
+    finally:
+        os.killpg(searching.pid, signal.SIGKILL)
+        searching.wait()
+    shutil.rmtree(lost)
+
+    copies.fetch(store, tmp_path / "found", report=pytest.fail)
+    found = results.load(tmp_path / "found")
+    final = found.trials[found.trials["state"].isin(["COMPLETE", "PRUNED", "FAIL"])]
+    assert len(final) < 8
+    assert found.epochs["epoch"].max() >= 1
+    resumed = search.resume(tmp_path / "found")
+    assert resumed.count(State.COMPLETE) == 8
+    kept = resumed.trials.set_index("number").loc[final["number"]].reset_index()
+    assert kept[final.columns].equals(final.reset_index(drop=True))

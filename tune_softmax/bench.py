@@ -22,8 +22,8 @@ import torch
 from tune_softmax.config import Config
 from tune_softmax.errors import ExperimentError, TuneSoftmaxError
 from tune_softmax.packed import Pack, plan_groups
-from tune_softmax.torch_groups import EVALUATION_ROWS
 from tune_softmax.tensors import Images, TensorData
+from tune_softmax.torch_groups import EVALUATION_ROWS
 from tune_softmax.training import train
 
 if TYPE_CHECKING:

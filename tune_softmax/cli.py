@@ -42,6 +42,7 @@ for command in (
     copies.copy,
     export.export,
     checks.validate,
+    checks.check,
     checks.doctor,
 ):
     app.command()(command)

@@ -1,7 +1,7 @@
 """Whole copies of a run folder in a store, made also while a search writes the run.
 
-A copy goes to a folder of its own name below the store's address; then `copies.json` there, the
-one file that is ever replaced, is made to list it. So a reader finds a whole copy at any moment.
+A copy goes to a folder of its own below the store's address; the list of copies is replaced last.
+So a reader finds a whole copy at any moment.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ import tempfile
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
-
+from tune_softmax.copy_list import (
+    CopiedFile,
+    Copy,
+    CopyList,
+    begun,
+    new_name,
+    read_list,
+    write_list,
+)
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
 from tune_softmax.ledger import Ledger
 from tune_softmax.stores import CHUNK_BYTES
@@ -32,81 +39,16 @@ if TYPE_CHECKING:
     from tune_softmax.results import RunFolder
     from tune_softmax.stores import Store
 
-__all__ = ["CopiedFile", "Copy", "CopyList", "fetch", "ledger_file", "prepare", "put"]
+__all__ = ["fetch", "ledger_file", "prepare", "put"]
 
 logger = logging.getLogger("tune_softmax")
 
-LIST_NAME = "copies.json"
-MAX_LIST_BYTES = 1 << 24
 NUM_KEPT = 2  # the newest, and the one that a slow reader may still be fetching
 
 # Who writes the run here and now, and what `export` and `search --track` make of it again.
 LEFT_OUT = re.compile(r"\.|(run\.lock|writer\.json)$|optuna\.db")
 
 ABANDONED_AFTER = timedelta(days=1)
-_NAME_TIME = "%Y%m%dT%H%M%SZ"
-_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
-
-
-def _below(name: str) -> str:
-    """Accept a file's name only if it leads to a place below the folder that it is joined to."""
-    parts = name.split("/")
-    if not name or "\0" in name or {"", ".", ".."} & set(parts):
-        raise ValueError("must be a relative path, without . and ..")
-    return name
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class CopiedFile(_Strict):
-    """One file of a copy.
-
-    Attributes:
-        name: Its path below the run folder, with slashes.
-        size_bytes: How long it is.
-        sha256: Of its content, in hexadecimal.
-    """
-
-    name: Annotated[str, AfterValidator(_below)]
-    size_bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Copy(_Strict):
-    """One whole copy of a run.
-
-    Attributes:
-        folder: Its folder below the store's address.
-        at: The moment of which the ledger is.
-        run: The name of the run folder.
-        run_started: When the run began, by its ledger; it tells two runs of one name apart.
-        files: All of them; the ledger is the first.
-    """
-
-    folder: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
-    at: AwareDatetime
-    run: str
-    run_started: str | None
-    files: tuple[CopiedFile, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """How long all files are together."""
-        return sum(file.size_bytes for file in self.files)
-
-
-class CopyList(_Strict):
-    """What `copies.json` holds.
-
-    Attributes:
-        format: Of this file.
-        copies: The newest first.
-    """
-
-    format: Literal[1] = 1
-    copies: tuple[Copy, ...] = ()
 
 
 def ledger_file(folder: RunFolder) -> Path:
@@ -136,9 +78,9 @@ def prepare(folder: RunFolder, store: Store) -> None:
     """
     _check_apart(folder, store)
     ledger = ledger_file(folder)
-    kept = _read_list(store)
+    kept = read_list(store)
     if kept is None:
-        _write_list(store, CopyList())
+        write_list(store, CopyList())
     elif kept.copies:
         started = _started(ledger) if ledger.exists() else None
         _check_same_run(kept.copies[0], folder, started, store)
@@ -165,17 +107,17 @@ def put(folder: RunFolder, store: Store) -> Copy:
     with _snapshot(folder) as ledger:
         now = datetime.now(UTC).replace(microsecond=0)
         started = _started(ledger, verify=True)
-        before = (_read_list(store) or CopyList()).copies
+        before = (read_list(store) or CopyList()).copies
         if before:
             _check_same_run(before[0], folder, started, store)
-        name = f"{now.strftime(_NAME_TIME)}-{secrets.token_hex(4)}"
+        name = new_name(now)
         paths = {ledger_file(folder).name: ledger, **_other_files(folder)}
         copied = (_put_file(store, name, file, path) for file, path in paths.items())
         files = tuple(file for file in copied if file is not None)
     run = folder.path.absolute().name
     copy = Copy(folder=name, at=now, run=run, run_started=started, files=files)
     kept = (copy, *before[: NUM_KEPT - 1])
-    _write_list(store, CopyList(copies=kept))
+    write_list(store, CopyList(copies=kept))
     _delete_old(store, {old.folder for old in before}, {new.folder for new in kept}, now)
     return copy
 
@@ -224,7 +166,7 @@ def _copies_by_age(store: Store) -> Iterator[Copy]:
 
 
 def _listed(store: Store) -> CopyList:
-    kept = _read_list(store)
+    kept = read_list(store)
     if kept is None or not kept.copies:
         raise ResultsError(
             f"{store.url}: no copy of a run there; make one with `tune-softmax copy RUN "
@@ -233,32 +175,7 @@ def _listed(store: Store) -> CopyList:
     return kept
 
 
-# --- The list of copies -------------------------------------------------------------------------
-
-
-def _read_list(store: Store) -> CopyList | None:
-    """Return the list of copies; None where nobody has begun one."""
-    content = b""
-    try:
-        for chunk in store.get(LIST_NAME):
-            content += chunk
-            if len(content) > MAX_LIST_BYTES:
-                raise DamagedRunError(f"{store.url}/{LIST_NAME}: is too long for a list of ours")
-    except FileNotFoundError:
-        return None
-    try:
-        return CopyList.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DamagedRunError(
-            f"{store.url}/{LIST_NAME}: is no list of copies ({place or 'JSON'}: {first['msg']}); "
-            "name another address"
-        ) from error
-
-
-def _write_list(store: Store, kept: CopyList) -> None:
-    store.put(LIST_NAME, [kept.model_dump_json(indent=1).encode() + b"\n"])
+# --- What is kept -------------------------------------------------------------------------------
 
 
 def _check_same_run(newest: Copy, folder: RunFolder, started: str | None, store: Store) -> None:
@@ -274,12 +191,11 @@ def _delete_old(store: Store, before: set[str], kept: set[str], now: datetime) -
     """Delete copies that are listed no more, and what was left of some that were never listed."""
     try:
         for name in store.folders():
-            match = _NAME.fullmatch(name)
-            if match is None or name in kept:
+            since = begun(name)
+            if since is None or name in kept:
                 continue
-            begun = datetime.strptime(match[1], _NAME_TIME).replace(tzinfo=UTC)
             # Another process may be making a copy that it will list soon.
-            if name in before or now - begun > ABANDONED_AFTER:
+            if name in before or now - since > ABANDONED_AFTER:
                 store.delete_folder(name)
     except StorageError as error:
         logger.warning("an older copy could not be deleted: %s", error)

@@ -147,6 +147,27 @@ class Store:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
 
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Read the beginning of a file that may be replaced at this moment.
+
+        A store tells a file's length first, so that of one that has become longer by then only a
+        part is read; of one that has become shorter all.
+
+        Args:
+            name: Below the root.
+            max_bytes: How much to read at most.
+
+        Raises:
+            FileNotFoundError: There is none of that name.
+            StorageError: It cannot be read.
+        """
+        with (
+            self._explaining(),
+            self._filesystem.open_input_file(f"{self.root}/{name}") as file,
+        ):
+            content: bytes = file.read_at(min(file.size(), max_bytes), 0)
+            return content
+
     def folders(self) -> list[str]:
         """Return the names of the folders just below the root.
 

@@ -19,7 +19,7 @@ from tune_softmax.errors import TuneSoftmaxError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tune_softmax.copies import Copy
+    from tune_softmax.copy_list import Copy
     from tune_softmax.results import RunFolder
     from tune_softmax.stores import Store
 

@@ -1,4 +1,4 @@
-"""`validate` and `doctor`: what is right and what is there, before anything runs."""
+"""`validate`, `check` and `doctor`: whether a file, a run and a machine are as they should be."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from tune_softmax.commands.options import DataDirOption, console
+from tune_softmax.commands.options import DataDirOption, RunArgument, console
 
-__all__ = ["doctor", "validate"]
+__all__ = ["check", "doctor", "validate"]
 
 
 def validate(
@@ -30,6 +30,30 @@ def validate(
         print(experiments.load(experiment).to_yaml(), end="")
     if experiment is None and not schema:
         raise typer.BadParameter("name an EXPERIMENT file, or ask for the --schema")
+
+
+def check(
+    run: RunArgument,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="First give up the ledger's lost end, if it has lost it: the trials concerned "
+            "run again on resume.",
+        ),
+    ] = False,
+) -> None:
+    """Hold a run against every rule that its files must keep, and name each that is broken."""
+    from tune_softmax import audit
+    from tune_softmax.ledger import Ledger
+    from tune_softmax.results import RunFolder
+
+    if accept_loss:
+        folder = RunFolder(run)
+        with folder.writing():
+            Ledger.accept_loss(folder.ledger)
+    found = audit.check(run)
+    print(f"{found.num_trials:,} trials, {found.num_epochs:,} epochs: all rules hold")
 
 
 def doctor(data_dir: DataDirOption = None) -> None:
