@@ -50,6 +50,9 @@ _REASONS = {
     r"HTTP status 30[17]|PERMANENT_REDIRECT": (
         "the bucket is in another region; set AWS_REGION to it"
     ),
+    r"OAuth2 access token": (
+        "no credentials for Google Cloud; name their file in GOOGLE_APPLICATION_CREDENTIALS"
+    ),
     r"NETWORK_CONNECTION|CURL error|curlCode": (
         "the store cannot be reached; check the network, and AWS_ENDPOINT_URL if S3 is not "
         "Amazon's"
@@ -169,7 +172,7 @@ class Store:
             return content
 
     def folders(self) -> list[str]:
-        """Return the names of the folders just below the root.
+        """Return the names of the folders just below the root that have a file in them, sorted.
 
         Raises:
             StorageError: They cannot be listed.
@@ -177,9 +180,15 @@ class Store:
         from pyarrow import fs
 
         with self._explaining():
-            selector = fs.FileSelector(self.root, allow_not_found=True)
+            # All of it, because Google Cloud tells nothing of folders that nobody has made.
+            selector = fs.FileSelector(self.root, allow_not_found=True, recursive=True)
             entries = self._filesystem.get_file_info(selector)
-        return [entry.base_name for entry in entries if entry.type == fs.FileType.Directory]
+        names = (
+            entry.path[len(self.root) :].strip("/")
+            for entry in entries
+            if entry.type == fs.FileType.File
+        )
+        return sorted({name.partition("/")[0] for name in names if "/" in name})
 
     def delete_folder(self, name: str) -> None:
         """Delete a folder below the root and all in it, if it is there.
@@ -270,6 +279,6 @@ def _detail(text: str) -> str:
     if found and found[1].strip() not in {"", "No response body."}:
         return found[1].strip().rstrip(".")
     found = re.search(r"AWS Error (.*? operation)", text) or re.search(
-        r"CURL error.*?=(.*?) ", text
+        r"CURL error[^=]*=([^=]*?) error_info", text
     )
     return (found[1] if found else text.splitlines()[0])[:200]
