@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing
+import time
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -187,6 +189,10 @@ def test_a_writer_whom_we_may_not_see_is_still_there(postgresql, ledger, locatio
             Ledger.open(guest)
         with pytest.raises(StorageError, match="permission denied for database"):
             Ledger.create(ServerLocation.choose(str(guest.url), "guest"), {})
+        with postgresql.connect() as session:
+            session.execute(f'GRANT SELECT ON ALL TABLES IN SCHEMA "{location.schema}" TO guest')
+        with closing(Ledger.open(guest)) as reader:
+            assert reader.contents().faults == []
     finally:
         with postgresql.connect() as session:
             session.execute("DROP OWNED BY guest; DROP ROLE guest")
@@ -361,3 +367,52 @@ def test_a_missing_driver_is_named_with_what_installs_it():
     assert message.startswith(f"{location}: PostgreSQL needs a driver that is not installed")
     assert message.endswith("install it: pip install 'tune-softmax[postgresql]'")
     assert exit_code == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_into_a_database_is_killed_and_resumed(postgresql, tmp_path):
+    """By the command line: no password is in the folder, and nothing finished is trained again."""
+    experiment = tmp_path / "small.yaml"
+    experiment.write_text(
+        "dataset: {name: digits, validation: 0.25}\n"
+        "space: {batch_size: 32, num_epochs: {int: [2, 6]}, learning_rate: {uniform: [0.01, 1]}}\n"
+        "search: {num_trials: 200, pack_size: 10}\n"
+    )
+    command = [str(Path(sys.executable).with_name("tune-softmax"))]
+    folder = tmp_path / "run"
+    search = subprocess.Popen(
+        [*command, "search", experiment, "--run-dir", folder, "--ledger", postgresql.url],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    before = {}
+    for _ in range(600):
+        time.sleep(0.1)
+        with suppress(ResultsError):  # there is none yet
+            before = done(folder)
+        if len(before) >= 20:
+            break
+    search.kill()
+    search.wait(30)
+    assert 20 <= len(before) < 200
+    for name in ("resume", "check"):
+        ended = subprocess.run(
+            [*command, name, folder], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("200 trials, ")
+    after = done(folder)
+    assert len(after) == 200
+    assert {number: after[number] for number in before} == before
+    content = b"".join(file.read_bytes() for file in folder.iterdir())
+    assert os.environ["PGPASSWORD"].encode() not in content
+    assert str(postgresql.port).encode() in content
+
+
+def done(folder):
+    """Return pack and attempts of every trial that is done, by number."""
+    trials = load(folder).trials
+    trials = trials[trials["state"].isin([State.COMPLETE, State.PRUNED])]
+    return {row.number: (row.pack, row.attempts) for row in trials.itertuples()}

@@ -183,6 +183,8 @@ def test_a_killed_run_on_a_read_only_disk_shows_all_that_was_committed(disk, in_
         (folder / "run.db-shm").unlink()
     remount("ro")
     assert len(read_whole(path)[2]) == NUM_TRIALS * 5 + 1
+    with closing(Ledger.open(path)) as reader:
+        assert reader.contents().faults == []
     assert names(folder) == ["run.db", "run.db-commits", *left, "run.db-wal"]
 
 
