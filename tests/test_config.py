@@ -66,7 +66,7 @@ def test_what_is_not_given_is_plain_softmax_regression():
     """The defaults are plain SGD on a linear model."""
     given = {"batch_size", "num_epochs", "learning_rate"}
     rest = [getattr(PLAIN, name) for name in HYPERPARAMETERS if name not in given]
-    assert rest == ["constant", 0.0, 0.0, 0.0, 0]
+    assert rest == ["constant", 0.0, 0.0, 0.0, 0, 0.0]
 
 
 def test_hyperparameters_are_the_fields():
