@@ -136,6 +136,7 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
             ray.shutdown()
             gc.enable()
             shutil.rmtree(folder, ignore_errors=True)
+            _remove_left(folder.parent)
 
 
 def _connect(address: str | None, folder: Path) -> Cluster:
@@ -147,17 +148,26 @@ def _connect(address: str | None, folder: Path) -> Cluster:
 
 
 def _private_folder() -> Path:
-    """Make a folder for Ray, and remove those that killed processes have left behind."""
+    """Make a folder for Ray, below which its sockets' paths are short enough."""
     prefix = f"tune-softmax-{os.getpid()}-"
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     if len(str(folder)) > MAX_FOLDER_LENGTH:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-    for other in folder.parent.glob("tune-softmax-[0-9]*-*"):
-        process = other.name.split("-")[2]
-        if not Path(f"/proc/{process}").exists():
-            shutil.rmtree(other, ignore_errors=True)
+    _remove_left(folder.parent)
     return folder
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the folders that killed processes have left behind.
+
+    At a search's start and once more at its end: a cluster outlives its killed driver by seconds,
+    and may make its folder anew after it was removed.
+    """
+    for folder in parent.glob("tune-softmax-[0-9]*-*"):
+        process = folder.name.split("-")[2]
+        if not Path(f"/proc/{process}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_local(folder: Path) -> None:
