@@ -6,7 +6,7 @@ from contextlib import closing
 from datetime import datetime, timedelta
 
 import optuna
-import runs
+import run_folders
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.pool import NullPool
 
@@ -21,18 +21,18 @@ ATTRIBUTES = ["train_loss", "train_accuracy", "validation_loss", "validation_acc
 
 def every_kind(path):
     """Make a run that was stopped, with trials of every state and with values of every kind."""
-    folder, ledger = runs.begin(path)
+    folder, ledger = run_folders.begin(path)
     with closing(ledger):
-        runs.train(ledger, range(4))
-        runs.train(ledger, [4, 5], pack=1, state=State.PRUNED, last=1)
-        runs.train(ledger, [6], pack=2, state=State.FAIL, last=1, error="it diverged")
-        ledger.hand_out(3, {number: runs.config(number) for number in range(7, 11)})
-        ledger.record(3, [Report(7, 1, runs.metrics(7, 1))])
+        run_folders.train(ledger, range(4))
+        run_folders.train(ledger, [4, 5], pack=1, state=State.PRUNED, last=1)
+        run_folders.train(ledger, [6], pack=2, state=State.FAIL, last=1, error="it diverged")
+        ledger.hand_out(3, {number: run_folders.config(number) for number in range(7, 11)})
+        ledger.record(3, [Report(7, 1, run_folders.metrics(7, 1))])
         broken = EpochMetrics(math.inf, 0.1, math.nan, 0.1, 0.25)
         ledger.record(3, [Report(8, 1, broken, State.FAIL, error="a \u201cquote\u201d\n'")])
         ledger.finish([9], State.WAITING)
-        ledger.hand_out(4, {11: runs.config(11)})
-        ledger.record(4, [Report(11, 1, runs.metrics(11, 1), State.PARKED, rung=1)])
+        ledger.hand_out(4, {11: run_folders.config(11)})
+        ledger.record(4, [Report(11, 1, run_folders.metrics(11, 1), State.PARKED, rung=1)])
     return folder
 
 

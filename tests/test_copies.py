@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import runs
+import run_folders
 import s3_server
 
 from tune_softmax import copies, results
@@ -49,7 +49,7 @@ def store(request):
 @pytest.fixture
 def folder(tmp_path):
     """Return a finished run."""
-    return runs.finished(tmp_path / "run")
+    return run_folders.finished(tmp_path / "run")
 
 
 def contents(path):
@@ -97,17 +97,17 @@ def test_what_is_of_this_machine_stays(folder, shelf, tmp_path):
 
 def test_the_copy_of_a_run_being_written_is_one_plain_file(tmp_path, shelf):
     """It needs no write-ahead log beside it, and can be written on."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     with closing(ledger):
-        runs.train(ledger, range(2))
+        run_folders.train(ledger, range(2))
         assert folder.ledger.with_name("run.db-wal").exists()
         copies.put(folder, shelf)
-        runs.train(ledger, range(2, 4), pack=1)
+        run_folders.train(ledger, range(2, 4), pack=1)
     copies.fetch(shelf, tmp_path / "back", report=forbid)
     assert [path.name for path in (tmp_path / "back").glob("run.db*")] == ["run.db"]
     with closing(Ledger.open(tmp_path / "back" / "run.db", writable=True)) as back:
         assert [trial.number for trial in back.trials()] == [0, 1]
-        runs.train(back, range(2, 4), pack=1)
+        run_folders.train(back, range(2, 4), pack=1)
         assert len(back.trials()) == 4
 
 
@@ -126,7 +126,7 @@ def test_a_fetched_folder_appears_whole(folder, shelf, tmp_path):
 
 def test_nothing_there_is_said(s3, shelf, tmp_path):
     """Neither a wrong address nor one that only waits for its first copy has a run."""
-    copies.prepare(runs.finished(tmp_path / "run"), shelf)
+    copies.prepare(run_folders.finished(tmp_path / "run"), shelf)
     for store in (s3, shelf):
         with pytest.raises(ResultsError, match="no copy of a run there; make one with"):
             copies.fetch(store, tmp_path / "back", report=forbid)
@@ -137,12 +137,12 @@ def test_nothing_there_is_said(s3, shelf, tmp_path):
 
 
 WRITER = """
-import sys, runs
+import sys, run_folders
 from pathlib import Path
-folder, ledger = runs.begin(Path(sys.argv[1]))
+folder, ledger = run_folders.begin(Path(sys.argv[1]))
 print("ready", flush=True)
 for pack in range(1000):
-    runs.train(ledger, [2 * pack, 2 * pack + 1], pack=pack)
+    run_folders.train(ledger, [2 * pack, 2 * pack + 1], pack=pack)
 """
 
 
@@ -152,7 +152,9 @@ def written_by(number_of_trials):
     for pack in range(number_of_trials // 2):
         order.append(("pack", pack))
         for number in (2 * pack, 2 * pack + 1):
-            order += [(number, epoch) for epoch in range(1, runs.config(number).num_epochs + 1)]
+            order += [
+                (number, epoch) for epoch in range(1, run_folders.config(number).num_epochs + 1)
+            ]
     return order
 
 
@@ -178,7 +180,7 @@ def test_copies_during_writes_hold_a_prefix(tmp_path, shelf):
             found = {*handed_out, *((number, epoch) for number, epoch, _ in epochs)}
             order = written_by(len(trials) + 2)
             assert found == set(order[: len(found)])
-            assert all(measured == runs.metrics(*of) for *of, measured in epochs)
+            assert all(measured == run_folders.metrics(*of) for *of, measured in epochs)
             sizes.append(len(found))
     finally:
         writer.kill()
@@ -190,7 +192,7 @@ def test_copies_during_writes_hold_a_prefix(tmp_path, shelf):
 
 def test_a_copy_does_not_hold_up_the_writer(tmp_path, monkeypatch, s3):
     """While a slow store takes its time, epochs are committed as ever."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     busy, go_on = threading.Event(), threading.Event()
 
     def wait(method, _path):
@@ -199,13 +201,13 @@ def test_a_copy_does_not_hold_up_the_writer(tmp_path, monkeypatch, s3):
             assert go_on.wait(20)
 
     with closing(ledger), s3_server.Proxy().running() as proxy:
-        runs.train(ledger, range(2))
+        run_folders.train(ledger, range(2))
         proxy.answer = wait
         s3_server.use(monkeypatch, proxy.url)
         copying = threading.Thread(target=copies.put, args=(folder, s3))
         copying.start()
         assert busy.wait(20)
-        runs.train(ledger, range(2, 4), pack=1)
+        run_folders.train(ledger, range(2, 4), pack=1)
         go_on.set()
         copying.join()
         copies.fetch(s3, tmp_path / "back", report=forbid)
@@ -278,7 +280,7 @@ def test_the_list_moves_last(folder, monkeypatch, s3, tmp_path):
 def test_an_address_takes_one_run(folder, shelf, tmp_path):
     """Copies of another run are not pushed out, whatever the runs are called."""
     copies.put(folder, shelf)
-    other = runs.finished(tmp_path / "other" / "run")
+    other = run_folders.finished(tmp_path / "other" / "run")
     before = contents(shelf.local_path)
     for act in (copies.put, copies.prepare):
         with pytest.raises(ResultsError, match=r"holds copies of another run .*shelf/run"):
@@ -297,7 +299,7 @@ def test_a_fetched_run_goes_on_in_its_place(folder, shelf, tmp_path):
     copies.fetch(shelf, tmp_path / "elsewhere", report=forbid)
     moved = results.RunFolder(tmp_path / "elsewhere")
     with closing(Ledger.open(moved.ledger, writable=True)) as ledger:
-        runs.train(ledger, range(6, 8), pack=1)
+        run_folders.train(ledger, range(6, 8), pack=1)
     copies.prepare(moved, shelf)
     copies.put(moved, shelf)
 

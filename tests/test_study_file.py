@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import optuna
 import pytest
-import runs
+import run_folders
 import studies
 from optuna.trial import TrialState
 from playwright.sync_api import sync_playwright
@@ -80,7 +80,7 @@ def test_an_earlier_export_is_replaced_whole(folder, tmp_path):
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM trials").fetchone() == (12,)
         with closing(Ledger.open(folder.ledger, writable=True)) as ledger:
-            runs.train(ledger, [12], pack=5)
+            run_folders.train(ledger, [12], pack=5)
         study_file.export(folder, path)
         assert reader.execute("SELECT count(*) FROM trials").fetchone() == (12,)
     studies.same(studies.read(path).trials, studies.expected(folder))
@@ -111,7 +111,7 @@ def test_a_place_that_cannot_be_written_is_named(folder, tmp_path):
 
 def test_an_empty_run_is_an_empty_study(tmp_path):
     """A run that has not handed out a trial yet."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     ledger.close()
     assert study_file.export(folder, tmp_path / "study.db") == 0
     assert studies.read(tmp_path / "study.db").trials == []
@@ -119,9 +119,9 @@ def test_an_empty_run_is_an_empty_study(tmp_path):
 
 def test_a_choice_that_the_space_lacks_is_an_attribute(tmp_path):
     """A trial that was asked for may be outside the space; the study can be read all the same."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     with closing(ledger):
-        ledger.hand_out(0, {0: replace(runs.config(0), batch_size=99)})
+        ledger.hand_out(0, {0: replace(run_folders.config(0), batch_size=99)})
     study_file.export(folder, tmp_path / "study.db")
     (trial,) = studies.read(tmp_path / "study.db").trials
     assert "batch_size" not in trial.params
@@ -131,14 +131,14 @@ def test_a_choice_that_the_space_lacks_is_an_attribute(tmp_path):
 @pytest.mark.slow
 def test_a_large_run_is_exported_in_seconds(tmp_path):
     """256 trials of 30 epochs; Optuna's own API takes 25 s of processor time for them."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     with closing(ledger):
         for pack in range(8):
             numbers = range(32 * pack, 32 * pack + 32)
-            ledger.hand_out(pack, {number: runs.config(number) for number in numbers})
+            ledger.hand_out(pack, {number: run_folders.config(number) for number in numbers})
             for epoch in range(1, 31):
                 state = State.COMPLETE if epoch == 30 else State.RUNNING
-                reports = [Report(n, epoch, runs.metrics(n, epoch), state) for n in numbers]
+                reports = [Report(n, epoch, run_folders.metrics(n, epoch), state) for n in numbers]
                 ledger.record(pack, reports)
     began = time.process_time()
     study_file.export(folder, tmp_path / "study.db")

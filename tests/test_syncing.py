@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import runs
+import run_folders
 import s3_server
 
 from tune_softmax import copies, results, search
@@ -79,13 +79,13 @@ def contents(path):
 
 def test_a_copy_is_made_when_the_ledger_has_changed(tmp_path, shelf):
     """Not before, and not again while it stays as it is."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     with closing(ledger), syncing(folder, shelf, report=said.append, interval_s=0.02):
         first = wait_for(lambda: listed(shelf))
         time.sleep(0.3)
         assert listed(shelf) == first
-        runs.train(ledger, range(2))
+        run_folders.train(ledger, range(2))
         second = wait_for(lambda: (now := listed(shelf)) != first and now)
         assert len(second) == 2
         assert said == []
@@ -95,10 +95,10 @@ def test_a_copy_is_made_when_the_ledger_has_changed(tmp_path, shelf):
 
 def test_the_last_copy_holds_the_end(tmp_path, shelf):
     """However long the interval, what was written last is in the store."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     with closing(ledger), syncing(folder, shelf, report=said.append):
-        runs.train(ledger, range(4))
+        run_folders.train(ledger, range(4))
         folder.log.write_text("ended\n")
         assert listed(shelf) == []
     assert back(shelf, tmp_path / "back") == [0, 1, 2, 3]
@@ -108,22 +108,22 @@ def test_the_last_copy_holds_the_end(tmp_path, shelf):
 
 def test_the_ledger_is_one_plain_file_afterwards(tmp_path, shelf):
     """The copies leave no reader behind that would keep its log alive."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     with closing(ledger), syncing(folder, shelf, report=print, interval_s=0.01):
         for pack in range(10):
-            runs.train(ledger, [pack], pack=pack)
+            run_folders.train(ledger, [pack], pack=pack)
         wait_for(lambda: len(listed(shelf)) == 2)
     assert [path.name for path in folder.path.glob("run.db*")] == ["run.db"]
 
 
 def test_what_the_body_raises_passes_through(tmp_path, shelf):
     """After a last copy of what there is by then."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
 
     def interrupted():
         with closing(ledger), syncing(folder, shelf, report=said.append):
-            runs.train(ledger, range(2))
+            run_folders.train(ledger, range(2))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -136,12 +136,12 @@ def test_every_third_upload_may_fail(tmp_path, s3, proxy):
     """Each copy becomes whole all the same."""
     puts = iter(range(1, 10_000))
     proxy.answer = lambda method, _path: 500 if method == "PUT" and not next(puts) % 3 else None
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     with closing(ledger), syncing(folder, s3, report=said.append, interval_s=0.02):
         for pack in range(2):
             before = listed(s3)
-            runs.train(ledger, [pack], pack=pack)
+            run_folders.train(ledger, [pack], pack=pack)
             wait_for(lambda before=before: listed(s3) != before)
     assert back(s3, tmp_path / "back") == [0, 1]
     assert sum(status == 500 for *_, status in proxy.requests) >= 4
@@ -151,7 +151,7 @@ def test_every_third_upload_may_fail(tmp_path, s3, proxy):
 def test_a_store_that_comes_back_is_used_again(tmp_path, s3, proxy, caplog):
     """The trouble and its end are in the log, once each, and the end is whole."""
     proxy.answer = lambda _method, _path: 403
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     with (
         caplog.at_level(logging.INFO, "tune_softmax"),
@@ -170,14 +170,14 @@ def test_a_store_that_comes_back_is_used_again(tmp_path, s3, proxy, caplog):
 def test_a_failed_sync_leaves_the_run_untouched(tmp_path, s3, proxy):
     """The folder is as without it; the report says what is there, why, and what to do."""
     proxy.answer = lambda _method, _path: 403
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     began = time.monotonic()
     with (
         closing(ledger),
         syncing(folder, s3, report=said.append, interval_s=0.02, last_copy_s=0.5),
     ):
-        runs.train(ledger, range(4))
+        run_folders.train(ledger, range(4))
         ledger.close()
         before = contents(folder.path)
         wait_for(lambda: len(proxy.requests) >= 2)
@@ -192,16 +192,16 @@ def test_a_failed_sync_leaves_the_run_untouched(tmp_path, s3, proxy):
 
 def test_a_store_lost_on_the_way_keeps_what_it_has(tmp_path, s3, proxy):
     """The report says of when the newest copy is."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     with (
         closing(ledger),
         syncing(folder, s3, report=said.append, interval_s=0.02, last_copy_s=0.1),
     ):
-        runs.train(ledger, range(2))
+        run_folders.train(ledger, range(2))
         wait_for(lambda: listed(s3))
         proxy.answer = lambda _method, _path: 403
-        runs.train(ledger, range(2, 4), pack=1)
+        run_folders.train(ledger, range(2, 4), pack=1)
     assert said[0].startswith("the newest copy is of 2")
     proxy.answer = lambda _method, _path: None
     assert back(s3, tmp_path / "back") in ([], [0], [0, 1])
@@ -209,7 +209,7 @@ def test_a_store_lost_on_the_way_keeps_what_it_has(tmp_path, s3, proxy):
 
 def test_a_defect_of_a_copy_does_not_reach_the_search(tmp_path, shelf):
     """A ledger that has vanished fails the copies alone."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     with syncing(folder, shelf, report=said.append, interval_s=0.02, last_copy_s=0.05):
         ledger.close()
@@ -219,7 +219,7 @@ def test_a_defect_of_a_copy_does_not_reach_the_search(tmp_path, shelf):
 
 def test_a_store_may_fail_for_days(tmp_path, shelf):
     """The time between tries grows no further at some point, and stays a number."""
-    syncer = _Syncer(runs.finished(tmp_path / "run"), shelf, 60.0)
+    syncer = _Syncer(run_folders.finished(tmp_path / "run"), shelf, 60.0)
     waits = []
     for syncer._num_failures in (1, 2, 10, 100, 10_000):
         waits.append(syncer._backoff_s())
@@ -228,13 +228,13 @@ def test_a_store_may_fail_for_days(tmp_path, shelf):
 
 
 SILENT = """
-import socket, sys, time, runs
+import socket, sys, time, run_folders
 from pathlib import Path
 from tune_softmax import stores
 from tune_softmax.stores import Store
 from tune_softmax.syncing import syncing
 stores.SILENCE_TIMEOUT_S = 1
-folder = runs.finished(Path(sys.argv[1]))
+folder = run_folders.finished(Path(sys.argv[1]))
 with syncing(folder, Store.at("s3://bucket/x"), report=print, interval_s=0.01, last_copy_s=1):
     time.sleep(0.5)
     began = time.monotonic()

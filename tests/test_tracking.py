@@ -6,7 +6,7 @@ from contextlib import closing
 
 import optuna
 import pytest
-import runs
+import run_folders
 import studies
 from optuna.trial import TrialState, create_trial
 
@@ -39,18 +39,18 @@ def hurry(monkeypatch):
 
 def test_the_study_follows_the_search(tmp_path):
     """Running trials appear, get their epochs and end; at the end it is what an export is."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     path = study_file.default_path(folder)
     said = []
     with closing(ledger), tracking(folder, report=said.append, interval_s=0.01):
-        ledger.hand_out(0, {number: runs.config(number) for number in range(4)})
+        ledger.hand_out(0, {number: run_folders.config(number) for number in range(4)})
         wait_for(lambda: studies.states(path) == ["RUNNING"] * 4)
-        ledger.record(0, [Report(3, 1, runs.metrics(3, 1))])
+        ledger.record(0, [Report(3, 1, run_folders.metrics(3, 1))])
         wait_for(lambda: len(studies.read(path).trials[3].intermediate_values) == 1)
-        runs.train(ledger, range(4))
+        run_folders.train(ledger, range(4))
         wait_for(lambda: studies.states(path) == ["COMPLETE"] * 4)
-        runs.train(ledger, [4, 5], pack=1, state=State.PRUNED, last=1)
-        ledger.hand_out(2, {6: runs.config(6)})
+        run_folders.train(ledger, [4, 5], pack=1, state=State.PRUNED, last=1)
+        ledger.hand_out(2, {6: run_folders.config(6)})
         ledger.finish([6], State.WAITING)
         assert said == []
     studies.same(studies.read(path).trials, studies.expected(folder))
@@ -69,7 +69,7 @@ def test_a_resumed_search_goes_on_in_the_same_study(folder):
     notes.set_user_attr("note", "written in a dashboard")
     with closing(Ledger.open(folder.ledger, writable=True)) as ledger:
         with tracking(folder, report=print, interval_s=0.01):
-            runs.train(ledger, [7, 9], pack=5)
+            run_folders.train(ledger, [7, 9], pack=5)
         studies.same(studies.read(path).trials, studies.expected(folder))
     assert path.stat().st_ino == inode
     assert studies.read(path).user_attrs["note"] == "written in a dashboard"
@@ -90,7 +90,7 @@ def test_a_study_that_is_no_study_of_this_run_is_replaced(folder, tmp_path, cont
     """The file in the run folder is ours."""
     path = study_file.default_path(folder)
     if content == "other":
-        other, ledger = runs.begin(tmp_path / "other")
+        other, ledger = run_folders.begin(tmp_path / "other")
         ledger.close()
         study_file.export(other, path)
     else:
@@ -102,11 +102,11 @@ def test_a_study_that_is_no_study_of_this_run_is_replaced(folder, tmp_path, cont
 
 def test_what_the_body_raises_passes_through(tmp_path):
     """The study is complete even so."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
 
     def interrupted():
         with closing(ledger), tracking(folder, report=print):
-            runs.train(ledger, range(2))
+            run_folders.train(ledger, range(2))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -116,12 +116,12 @@ def test_what_the_body_raises_passes_through(tmp_path):
 
 def test_a_study_that_cannot_be_written_harms_nothing(tmp_path, caplog):
     """The run goes on; the report says why and what to do."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     path = study_file.default_path(folder)
     path.mkdir()
     said = []
     with closing(ledger), tracking(folder, report=said.append, interval_s=0.01):
-        runs.train(ledger, range(2))
+        run_folders.train(ledger, range(2))
         wait_for(lambda: caplog.messages)
     assert len(caplog.messages) == 1
     assert said[0].startswith(f"the Optuna study in {path} is not complete: {path}: cannot be")
@@ -131,7 +131,7 @@ def test_a_study_that_cannot_be_written_harms_nothing(tmp_path, caplog):
 
 def test_a_dashboard_that_reads_all_the_time_is_no_hindrance(tmp_path):
     """Its reads and our writes take turns, and it never sees a trial without its parameters."""
-    folder, ledger = runs.begin(tmp_path / "run")
+    folder, ledger = run_folders.begin(tmp_path / "run")
     path = study_file.default_path(folder)
     stop = threading.Event()
     torn = []
@@ -149,7 +149,7 @@ def test_a_dashboard_that_reads_all_the_time_is_no_hindrance(tmp_path):
         looking = threading.Thread(target=look)
         looking.start()
         for pack in range(10):
-            runs.train(ledger, [2 * pack, 2 * pack + 1], pack=pack)
+            run_folders.train(ledger, [2 * pack, 2 * pack + 1], pack=pack)
         stop.set()
         looking.join()
     assert torn == []
