@@ -303,7 +303,7 @@ WRONG_TOGETHER = [
     ),
     (
         {"wing": "2"},
-        "7: unknown key 'wing'; allowed: name, dataset, model, space, search, resources",
+        "7: unknown key 'wing'; allowed: name, dataset, model, space, search, resources, remedies",
     ),
     (
         {"space.learning_rat": "0.1"},
@@ -742,6 +742,7 @@ def test_a_shipped_experiment_loads_and_says_what_it_is(path):
     experiment = load(path)
     assert experiment.name == path.stem
     verb = "train" if experiment.space.is_constant else "search"
+    verb = verb if experiment.remedies is None else "remedies"
     assert f"Command: tune-softmax {verb} experiments/{path.name}" in header
     VALIDATOR.validate(strict_yaml.read(path.read_bytes(), path.name).value)
     VALIDATOR.validate(strict_yaml.read(experiment.to_yaml(), path.name).value)

@@ -21,6 +21,7 @@ from tune_softmax.commands import (
     models,
     report,
     searching,
+    testing,
 )
 from tune_softmax.errors import StorageError, TuneSoftmaxError
 
@@ -37,6 +38,9 @@ for command in (
     searching.search,
     searching.resume,
     models.train,
+    testing.confirm,
+    testing.remedies,
+    testing.predict,
     analysis.results,
     report.report,
     copies.copy,

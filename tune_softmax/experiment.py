@@ -28,6 +28,8 @@ from tune_softmax import strict_yaml
 from tune_softmax.config import HYPERPARAMETERS, Config, Reduction
 from tune_softmax.errors import ExperimentError
 from tune_softmax.problems import Faults, Frozen, Report, near
+from tune_softmax.remedy_options import RemedyOptions
+from tune_softmax.remedy_options import conflicts as remedy_conflicts
 from tune_softmax.space import (
     READERS,
     Choice,
@@ -50,6 +52,7 @@ __all__ = [
     "IntRange",
     "LogUniform",
     "ModelOptions",
+    "RemedyOptions",
     "Resources",
     "Search",
     "Space",
@@ -285,6 +288,11 @@ class Experiment(Frozen):
         default_factory=Resources,
         description="What each pack takes of the machine or the cluster.",
     )
+    remedies: RemedyOptions | None = Field(
+        default=None,
+        description="Which remedies against overfitting to compare; a mapping without keys takes "
+        "the defaults, null is for an experiment without such a study.",
+    )
 
     def to_yaml(self) -> str:
         """Return the experiment with every default written out, as `load` reads it back."""
@@ -303,6 +311,15 @@ class Experiment(Frozen):
                 "to be a choice, int, uniform or log_uniform, got constants only; "
                 "train trains one configuration"
             )
+
+    def check_remedies(self) -> RemedyOptions:
+        """Return the section `remedies`; raise ExperimentError where there is none."""
+        if self.remedies is None:
+            raise ExperimentError(
+                f"experiment {self.name}: remedies are compared where the file has a section "
+                "remedies, got none; `remedies: {}` takes the defaults"
+            )
+        return self.remedies
 
     def single_config(self) -> Config:
         """Return the one configuration that a space of constants holds.
@@ -406,6 +423,7 @@ def _experiment(document: Document, path: Path, overrides: Mapping[str, object])
         except ValueError as error:
             report.add((), f"missing key 'name', and the file's own name will not do: it {error}")
             values["name"] = "unnamed"
+    conflicts: Iterable[tuple[KeyPath, str]] = ()
     try:
         experiment = Experiment.model_validate(values, context=path.absolute().parent)
     except ValidationError as error:
@@ -413,7 +431,8 @@ def _experiment(document: Document, path: Path, overrides: Mapping[str, object])
         space, search, unread = _readable(values, error)
     else:
         space, search, unread = experiment.space, experiment.search, set[str]()
-    for where, text in _conflicts(space, search, unread):
+        conflicts = _remedies_conflicts(experiment)
+    for where, text in (*conflicts, *_conflicts(space, search, unread)):
         report.add(where, text)
     report.raise_if_any()
     return experiment
@@ -458,6 +477,17 @@ def _conflicts(
         if "num_trials" not in unread and len(search.points) > search.num_trials:
             got = f"{len(search.points)} for {search.num_trials} trials"
             yield ("search", "points"), f"must be at most search.num_trials, got {got}"
+
+
+def _remedies_conflicts(experiment: Experiment) -> Iterator[tuple[KeyPath, str]]:
+    """Yield what contradicts the section `remedies`, once each section is sound by itself."""
+    if experiment.remedies is not None:
+        yield from remedy_conflicts(
+            experiment.remedies,
+            experiment.space,
+            experiment.dataset.train_fraction,
+            experiment.search.metric,
+        )
 
 
 def _asha_conflicts(asha: Asha, epochs: int) -> Iterator[tuple[KeyPath, str]]:

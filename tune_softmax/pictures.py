@@ -17,9 +17,34 @@ if TYPE_CHECKING:
 
     from tune_softmax.metrics import EpochMetrics
 
-__all__ = ["curves_text", "save_curves", "save_weights", "weights_text"]
+__all__ = ["curves_text", "save_confusion", "save_curves", "save_weights", "weights_text"]
 
 TRAIN_COLOR, VALIDATION_COLOR = "#4477aa", "#ee6677"  # told apart by colour-blind readers too
+
+
+def save_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Draw a confusion matrix with its counts.
+
+    Args:
+        path: The PNG file to write.
+        confusion: Numbers of images, (C, C): row the true class, column the predicted one.
+        names: The C classes.
+    """
+    counts = np.array(confusion)
+    size = 2.5 + 0.45 * len(names)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    # The root, or the diagonal would leave all else white.
+    axes.imshow(np.sqrt(counts), cmap="Blues")
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=90)
+    axes.set_yticks(places, names)
+    axes.set(xlabel="predicted", ylabel="true class")
+    dark = np.sqrt(counts.max()) / 2
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if np.sqrt(count) > dark else "black"
+        axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
+    figure.savefig(path, dpi=144)
 
 
 def save_curves(path: Path, epochs: Sequence[EpochMetrics]) -> None:

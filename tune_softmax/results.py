@@ -39,7 +39,41 @@ if TYPE_CHECKING:
     from tune_softmax.ledger import TrialRecord
     from tune_softmax.metrics import EpochMetrics
 
-__all__ = ["Best", "Results", "RunFolder", "free_folder", "load"]
+__all__ = ["SEARCH", "Best", "BestFolder", "Results", "RunFolder", "free_folder", "load"]
+
+SEARCH = "search"
+"""The kind of a run whose ledger names no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class BestFolder:
+    """The folder of a search's confirmed winner; the only place that knows its files' names."""
+
+    path: Path
+
+    @property
+    def configuration(self) -> Path:
+        """Which trial it is, its hyperparameters, and what its model takes and gives."""
+        return self.path / "configuration.json"
+
+    @property
+    def weights(self) -> Path:
+        """The model's weights."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def confusion(self) -> Path:
+        """The confusion matrix as a picture."""
+        return self.path / "confusion.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """What it does on the test set; written last, so that where it is all of them are."""
+        return self.path / "evaluation.json"
+
+    def remove(self) -> None:
+        """Remove the evaluation, if there is one: the winner is no longer known."""
+        self.evaluation.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +129,27 @@ class RunFolder:
     def log(self) -> Path:
         """What happened, in order."""
         return self.path / "log.txt"
+
+    @property
+    def kind(self) -> str:
+        """What the run is: a search, or what its ledger says instead.
+
+        Raises:
+            ResultsError: There is no run.
+            DamagedRunError: Its ledger cannot be read.
+        """
+        with closing(Ledger.open(self.ledger)) as ledger:
+            return ledger.meta().get("kind", SEARCH)
+
+    @property
+    def confirm(self) -> RunFolder:
+        """The confirmation of a search's best trials, a run of its own."""
+        return RunFolder(self.path / "confirm")
+
+    @property
+    def best(self) -> BestFolder:
+        """The confirmed winner."""
+        return BestFolder(self.path / "best")
 
     @property
     def _lock(self) -> Path:

@@ -12,7 +12,7 @@ from tune_softmax.errors import ResultsError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
 from tune_softmax.postgresql import ServerLocation
-from tune_softmax.results import RunFolder, free_folder
+from tune_softmax.results import SEARCH, RunFolder, free_folder
 from tune_softmax.warm_start import Past, from_json, to_json, warmed
 
 if TYPE_CHECKING:
@@ -123,10 +123,16 @@ def resume(
         The run's results.
 
     Raises:
-        ResultsError: There is no run, it is in use, or its dataset or experiment has changed.
+        ResultsError: There is no run, it is no search, it is in use, or its dataset or
+            experiment has changed.
     """
     folder = RunFolder(Path(run))
     found = results.load(folder.path)
+    if folder.kind != SEARCH:
+        raise ResultsError(
+            f"{folder.path}: is no search but of the kind {folder.kind}; `tune-softmax resume "
+            f"{folder.path}` knows how to go on with it"
+        )
     experiment = _extended(found, num_trials, time_budget_s)
     if not _num_left(found, experiment):
         return found

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tune_softmax.metrics import EpochMetrics
     from tune_softmax.training import Evaluation
 
-__all__ = ["Trained", "train"]
+__all__ = ["Trained", "small_model_settings", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def train(
         epochs.append(metrics)
         on_epoch(epoch, metrics)
 
-    with _small_model_settings():
+    with small_model_settings():
         model = training.train(
             config,
             data,
@@ -139,7 +139,7 @@ def train(
 
 
 @contextmanager
-def _small_model_settings() -> Iterator[None]:
+def small_model_settings() -> Iterator[None]:
     """Compute as suits so small a model, and put torch back as it was.
 
     A second thread gains nothing, and threads that spin for one another on a busy machine made

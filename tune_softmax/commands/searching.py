@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tune_softmax.commands import testing
 from tune_softmax.commands.options import (
     FAILED_TRIALS,
     AddressOption,
@@ -135,7 +136,18 @@ def resume(
     track: TrackOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Run what is left of a search, or more than it was asked for."""
+    """Run what is left of a search or a study, or more than a search was asked for."""
+    from tune_softmax.results import SEARCH, RunFolder
+
+    if RunFolder(run).kind != SEARCH:
+        given = [num_trials, time_budget_s, sync_to, track]
+        if any(value is not None for value in given):
+            raise typer.BadParameter(
+                "--num-trials, --time-budget-s, --sync-to and --track go with a search; this run "
+                "is none"
+            )
+        testing.resume(run, address, data_dir)
+        return
     from tune_softmax import search as searching
     from tune_softmax.progress import Display
 

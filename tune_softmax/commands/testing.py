@@ -1,0 +1,144 @@
+"""`remedies`, `confirm` and `predict`: what the test set says, and the model that it judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tune_softmax.commands.options import (
+    AddressOption,
+    DataDirOption,
+    ExperimentArgument,
+    RunArgument,
+    console,
+)
+
+if TYPE_CHECKING:
+    from tune_softmax.confirmation import Confirmation
+    from tune_softmax.remedies import Remedies
+
+__all__ = ["confirm", "predict", "remedies", "resume"]
+
+
+def remedies(
+    experiment: ExperimentArgument,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="The run folder to make.  [default: runs/NAME, or runs/NAME-2, ...]"),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Instead of remedies.seeds.")] = None,
+    address: AddressOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Compare remedies against overfitting, and all together, with a baseline that has none."""
+    from tune_softmax import experiment as experiments
+    from tune_softmax.progress import Display
+
+    loaded = experiments.load(experiment)
+    loaded.check_remedies()
+    if seeds is not None:
+        loaded = experiments.load(experiment, {"remedies.seeds": seeds})
+    from tune_softmax import remedies as studies
+
+    with Display(console()) as display:
+        found = studies.remedies(
+            loaded, run_dir=run_dir, address=address, data_dir=data_dir, observe=display
+        )
+    _show_remedies(found)
+
+
+def confirm(
+    run: RunArgument,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of the best trials.  [default: as before, or 5]"),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=2, help="How many fresh seeds for each.  [default: as before, or 10]"),
+    ] = None,
+    address: AddressOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Train a search's best trials again over seeds, and measure them on the test set."""
+    from tune_softmax import confirmation
+    from tune_softmax.progress import Display
+
+    with Display(console()) as display:
+        found = confirmation.confirm(
+            run, top=top, seeds=seeds, address=address, data_dir=data_dir, observe=display
+        )
+    _show_confirmation(found)
+
+
+def predict(
+    run: RunArgument,
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="PNG files; they become grey and are resized to the model's shape.",
+        ),
+    ],
+) -> None:
+    """Classify pictures by the confirmed winner of a search."""
+    from tune_softmax import prediction
+
+    terminal = console()
+    for found in prediction.predict(run, images):
+        note = f"  (resized from {found.size[0]} x {found.size[1]})" if found.size else ""
+        terminal.print(
+            f"{found.path}  {found.class_name}  {found.probability:.4f}{note}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def resume(run: Path, address: str | None, data_dir: Path | None) -> None:
+    """Go on with a study of remedies or a confirmation, and print what it found."""
+    from tune_softmax import confirmation
+    from tune_softmax import remedies as studies
+    from tune_softmax.progress import Display
+    from tune_softmax.results import RunFolder
+
+    is_confirmation = RunFolder(run).kind == confirmation.KIND
+    with Display(console()) as display:
+        if is_confirmation:
+            confirmed = confirmation.confirm(
+                run.absolute().parent, address=address, data_dir=data_dir, observe=display
+            )
+        else:
+            found = studies.resume(run, address=address, data_dir=data_dir, observe=display)
+    if is_confirmation:
+        _show_confirmation(confirmed)
+    else:
+        _show_remedies(found)
+
+
+def _show_remedies(found: Remedies) -> None:
+    """Print a study of remedies: first whether there was anything to cure."""
+    from tune_softmax import tested_tables
+
+    terminal = console()
+    terminal.print(found.overfitting.sentence, highlight=False, soft_wrap=True)
+    terminal.print()
+    terminal.print(tested_tables.doses_table(found.arms))
+    terminal.print()
+    terminal.print(tested_tables.effects_table(found))
+    terminal.print()
+    for line in tested_tables.remedy_lines(found):
+        terminal.print(line, highlight=False, soft_wrap=True)
+    terminal.print(f"\nrun folder   {found.folder.path}", highlight=False, soft_wrap=True)
+
+
+def _show_confirmation(found: Confirmation) -> None:
+    """Print how the confirmed trials do on the test set."""
+    from tune_softmax import tested_tables
+
+    terminal = console()
+    terminal.print(tested_tables.confirmation_table(found))
+    terminal.print()
+    for line in tested_tables.confirmation_lines(found):
+        terminal.print(line, highlight=False, soft_wrap=True)
