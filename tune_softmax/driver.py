@@ -7,6 +7,7 @@ driver is empty: what a resume needs is in the run folder.
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
@@ -425,10 +426,16 @@ class _Watch(tune.Callback):
         self._timeout_s = timeout_s
         self._heard: dict[Trial, float] = {}  # when each pack began or last reported
         self._killed: set[str] = set()
+        self._on_warning = signal.getsignal(signal.SIGUSR1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out: Ray pickles its callbacks."""
         return {}
+
+    def setup(self, *_args: object, **_info: object) -> None:
+        """Take SIGUSR1 back: Ray Tune catches it, and ends as if the search were over."""
+        if self._on_warning is not None:  # None: not set from Python, so not by `running`
+            signal.signal(signal.SIGUSR1, self._on_warning)
 
     def on_step_begin(self, **_info: object) -> None:
         """Leave Ray Tune's loop if a stop is due; kill workers that hang."""
