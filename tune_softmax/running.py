@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ __all__ = [
     "write_description",
 ]
 
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 logger = logging.getLogger("tune_softmax")
 
 
@@ -75,6 +77,8 @@ def prepared(
         importlib.import_module("tune_softmax.driver")  # Ray Tune and Optuna, seconds
         tell(f"joining the cluster at {address}" if address else "starting Ray on this machine")
         cluster = connecting.result()
+        for number in CAUGHT:  # Ray has put handlers of its own before ours
+            signal.signal(number, signal.getsignal(number))
         cluster.num_packs(experiment.resources)
         tell("starting workers")
         yield dataset, cluster
@@ -136,7 +140,7 @@ def check_dataset(folder: RunFolder, recorded: str, dataset: Dataset) -> None:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write our log to a file for as long as the context lasts."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -144,7 +148,17 @@ def logging_to(path: Path) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk again
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that leaves a full disk to the ledger, which stops the run with one message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing of a line that cannot be written."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class Stop:
@@ -178,12 +192,12 @@ def interruptible() -> Iterator[Stop]:
 
     def request(number: int, _frame: object) -> None:
         stop.signal = signal.Signals(number)
+        signal.alarm(0)  # Ray's handler of SIGTERM would abort us 3 s after it
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if not stop.is_gentle:
             raise KeyboardInterrupt
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, request) for number in caught}
+    previous = {number: signal.signal(number, request) for number in CAUGHT}
     try:
         yield stop
     finally:
