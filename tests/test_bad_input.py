@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 import zlib
 from pathlib import Path
 from unittest import mock
@@ -459,6 +460,8 @@ def test_a_sound_dataset_is_trained_on(folder, images, monkeypatch, capsys):
 
 def test_a_download_without_a_network(folder, refused, monkeypatch):
     """The message names dataset and folder, and how to go on without a network."""
+    # Python keeps the proxies of the first download for all later ones.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(variable, f"http://127.0.0.1:{closed_port()}")
     monkeypatch.delenv("no_proxy", raising=False)

@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 import zlib
 from contextlib import closing, suppress
 from pathlib import Path
@@ -126,13 +127,14 @@ class SqliteFile:
     def _read_counter(self) -> bytes | None:
         """Return what the -commits file holds, if it is there."""
         content = None
-        for _attempt in range(3):  # its writer may be in the middle of a line
+        for _attempt in range(3):
             try:
                 content = self._beside("-commits").read_bytes()
             except FileNotFoundError:
                 return None
             if _parsed(content) is not None:
                 break
+            time.sleep(0.01)  # its writer may be in the middle of the line
         return content
 
     def check_made(self) -> None:
@@ -201,11 +203,13 @@ class SqliteFile:
         Raises:
             StorageError: The folder cannot be written.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        draft = self._beside("-commits.part")
         try:
-            self._counter = os.open(self._beside("-commits"), flags, 0o644)
+            self._counter = os.open(draft, flags, 0o644)
             os.pwrite(self._counter, _line(commits), 0)
             os.fsync(self._counter)
+            draft.replace(self._beside("-commits"))  # a reader must not meet it empty
             _sync_folder(self._path.parent)
         except OSError as error:
             raise self._unwritable(error) from error
