@@ -127,8 +127,8 @@ class Listed:
                 recorded = ledger.meta()
                 running.check_unchanged(folder, recorded, self.experiment)
                 running.check_dataset(folder, recorded["dataset_checksum"], dataset)
-                if recorded != recorded | meta:
-                    ledger.set_meta(meta, "extended", **meta)
+                if recorded != recorded | dict(self.meta):
+                    ledger.set_meta(self.meta, "extended", **self.meta)
                 yield ledger
 
 
