@@ -119,7 +119,7 @@ def test_what_is_printed_begins_with_whether_there_was_anything_to_cure(studied)
     """The verdict on overfitting comes first; what was left out is said."""
     printed, found = studied
     assert printed.index(found.overfitting.sentence) < printed.index("means over seeds")
-    assert "Equal tuning budget: each had 2 strengths" in printed
+    assert "Equal tuning budget: each remedy had 2 strengths" in printed
     assert "Left out or failed: smaller_model: the base is softmax regression" in printed
     for line in remedy_lines(found):
         assert line in printed

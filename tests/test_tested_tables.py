@@ -101,7 +101,7 @@ def test_what_has_no_interval_is_not_known():
 def test_the_budget_and_the_notes_are_said():
     """How many strengths each had, and what was left out."""
     lines = remedy_lines(study({("l1", 0.2): 0.2}, notes=["more_data: all are used"]))
-    assert any("Equal tuning budget: each had 1 strengths" in line for line in lines)
+    assert any("Equal tuning budget: each remedy had 1 strengths" in line for line in lines)
     assert "Left out or failed: more_data: all are used." in lines
 
 

@@ -90,7 +90,7 @@ def remedy_lines(found: Remedies) -> list[str]:
     lines += _combined_against_single(effects)
     lines += [
         (
-            f"Equal tuning budget: each had {found.num_strengths} strengths to choose from by the "
+            f"Equal tuning budget: each remedy had {found.num_strengths} strengths to choose from by the "
             f"mean validation loss over {num_seeds} seeds; the test set chose nothing."
         ),
         (
