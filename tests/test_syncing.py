@@ -173,13 +173,10 @@ def test_a_failed_sync_leaves_the_run_untouched(tmp_path, s3, proxy):
     folder, ledger = run_folders.begin(tmp_path / "run")
     said = []
     began = time.monotonic()
-    with (
-        closing(ledger),
-        syncing(folder, s3, report=said.append, interval_s=0.02, last_copy_s=0.5),
-    ):
-        run_folders.train(ledger, range(4))
-        ledger.close()
-        before = contents(folder.path)
+    run_folders.train(ledger, range(4))
+    ledger.close()  # with no reader beside it, which would leave it a write-ahead log
+    before = contents(folder.path)
+    with syncing(folder, s3, report=said.append, interval_s=0.02, last_copy_s=0.5):
         wait_for(lambda: len(proxy.requests) >= 2)
     assert time.monotonic() - began < 10
     assert contents(folder.path) == before
