@@ -232,9 +232,9 @@ def test_one_per_cent_of_fashion_mnist_is_overfitted(tmp_path, fashion_mnist_dir
     path = tmp_path / "few.yaml"
     path.write_text(
         "dataset: {name: fashion-mnist, validation: 10000, train_fraction: 0.01}\n"
-        "space: {batch_size: 50, num_epochs: 150, learning_rate: 0.3}\n"
-        "remedies: {seeds: 6, early_stopping: [3, 10], weight_decay: [1e-2, 5e-2], l1: [],\n"
-        "           augmentation: [], more_data: [0.03, 0.1]}\n"
+        "space: {batch_size: 50, num_epochs: 400, learning_rate: 0.05}\n"
+        "remedies: {seeds: 6, early_stopping: [3, 10], weight_decay: [3e-3, 1e-2], l1: [],\n"
+        "           augmentation: [], more_data: [0.02, 0.05]}\n"
     )
     found = remedies.remedies(load(path), run_dir=tmp_path / "run", data_dir=fashion_mnist_dir)
     assert found.overfitting.is_overfitting

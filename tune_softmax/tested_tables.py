@@ -90,8 +90,8 @@ def remedy_lines(found: Remedies) -> list[str]:
     lines += _combined_against_single(effects)
     lines += [
         (
-            f"Equal tuning budget: each remedy had {found.num_strengths} strengths to choose from by the "
-            f"mean validation loss over {num_seeds} seeds; the test set chose nothing."
+            f"Equal tuning budget: each remedy had {found.num_strengths} strengths to choose from "
+            f"by the mean validation loss over {num_seeds} seeds; the test set chose nothing."
         ),
         (
             f"The intervals hold together, at 95 % for all {effects['num_comparisons'].iloc[0]} "

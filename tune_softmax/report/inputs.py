@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tune_softmax import results
+from tune_softmax import confirmation, remedies, results
 from tune_softmax.errors import DamagedRunError
 from tune_softmax.ledger import Ledger
 from tune_softmax.report.evaluation import read_evaluation
@@ -102,18 +102,31 @@ def gather(run: Path) -> Inputs:
         DamagedRunError: Its files contradict themselves.
     """
     found = results.load(run)
+    is_study = found.experiment.remedies is not None
     with closing(Ledger.open(found.folder.ledger)) as ledger:
         events = ledger.events()
     return Inputs(
         folder=run,
         experiment=found.experiment,
-        search=found,
+        search=None if is_study else found,
         environment=_environment(found.folder.environment),
         openings=tuple(
             (str(at), json.dumps(detail)) for at, kind, detail in events if kind == "test_opened"
         ),
+        confirmation=None if is_study else _confirmation(run),
+        remedies=_remedies(run) if is_study else None,
         evaluation=read_evaluation(run / "best" / "evaluation.json"),
     )
+
+
+def _confirmation(run: Path) -> Confirmation | None:
+    found = confirmation.load(run)
+    return None if found is None else Confirmation(found.replicates, found.winners)
+
+
+def _remedies(run: Path) -> Remedies | None:
+    found = remedies.load(run)
+    return None if found is None else Remedies(found.arms, found.effects, found.overfitting)
 
 
 def _environment(path: Path) -> Mapping[str, Any]:
