@@ -6,12 +6,13 @@ driver is empty: what a resume needs is in the run folder.
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ray
 from ray import tune
@@ -20,6 +21,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_softmax.asha import Referee
+from tune_softmax.errors import TuneSoftmaxError
 from tune_softmax.metrics import State
 from tune_softmax.progress import Snapshot
 from tune_softmax.worker import PackTask, PackTrainable, Settings
@@ -48,6 +50,9 @@ MAX_AUTO_PACK = {"cpu": 64, "gpu": 1024}
 PARK_FRACTION = 8
 
 logger = logging.getLogger("tune_softmax")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +108,34 @@ def drive(job: Job) -> Outcome:
     except _StopSearch:
         driver.release()
         was_stopped = True
+    except _Broken as broken:
+        raise broken.error from broken.error.__cause__
     return Outcome(*driver.progress, was_stopped)
 
 
 class _StopSearch(BaseException):
     """Leaves Ray Tune's loop at once: `Exception` would make it wait for busy workers."""
+
+
+class _Broken(BaseException):
+    """Carries an error of ours past Ray Tune, which takes an `Exception` for its trial's."""
+
+    def __init__(self, error: TuneSoftmaxError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _past_ray(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a method's own errors end the search, whoever calls it."""
+
+    @functools.wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(*args, **kwargs)
+        except TuneSoftmaxError as error:
+            raise _Broken(error) from error
+
+    return call
 
 
 def _tune(job: Job, driver: _Driver) -> None:
@@ -224,6 +252,7 @@ class _Driver:
     def _view(self, number: int, config: Config) -> View:
         return self._agenda.task(number, config).view
 
+    @_past_ray
     def next_pack(self, ray_id: str) -> dict[str, Any] | str | None:
         """Give Ray Tune the next pack, nothing for now, or word that all is done."""
         if len(self._live) >= self.num_places:
@@ -267,6 +296,7 @@ class _Driver:
             del self._parked[fullest][number]
         return fullest, waiting
 
+    @_past_ray
     def take(self, ray_id: str, result: PackResult) -> None:
         """Record a pack's report."""
         live = self._live[ray_id]
@@ -289,6 +319,7 @@ class _Driver:
             self._halve(ray_id, "it ran out of memory")
         self.show()
 
+    @_past_ray
     def end(self, ray_id: str, reason: str, *, is_memory: bool = False) -> None:
         """Note that a pack is over; trials it leaves unfinished lost their worker."""
         if is_memory and self._live[ray_id]:
