@@ -249,6 +249,29 @@ def wait_for_trials(folder, count, timeout_s=90.0):
 
 
 @pytest.mark.slow
+def test_a_search_killed_as_its_ledger_is_made_can_be_resumed(tmp_path):
+    """What a resume reads besides the ledger lies there before it."""
+    path = write(tmp_path, "{num_trials: 4, pack_size: 4, asha: none}")
+    folder = tmp_path / "run"
+    die = (
+        "import os, signal\n"
+        "from tune_softmax import experiment, running, search\n"
+        "from tune_softmax.ledger import Ledger\n"
+        "create = Ledger.create\n"
+        "def killed(location, meta):\n"
+        "    create(location, meta)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Ledger.create = killed\n"
+        f"search.search(experiment.load({str(path)!r}), run_dir={str(folder)!r})\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", die], cwd=tmp_path, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = run("resume", folder, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert results.load(folder).count(State.COMPLETE) == 4
+
+
+@pytest.mark.slow
 def test_a_time_budget_ends_a_search_that_resume_goes_on_with(tmp_path):
     """The budget's end is no failure: exit code 0, and the message says what is left."""
     path = write(tmp_path, "{num_trials: 5000, pack_size: 5, time_budget_s: 15}")

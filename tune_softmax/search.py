@@ -87,8 +87,9 @@ def search(
                 "experiment": experiment.to_yaml(),
                 "history": to_json(history),
             }
-            ledger = Ledger.create(folder.ledger, meta)
+            # Before the ledger: a run that has one must have what a resume reads.
             running.write_description(folder, experiment, dataset)
+            ledger = Ledger.create(folder.ledger, meta)
             with closing(ledger), extras.beside(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
                 running.run(folder, job, stop, experiment.search.time_budget_s)
