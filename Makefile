@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+# Files of tests: most of the time goes into starting Ray, a browser, a database.
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install search test test-all lint format bench clean
@@ -23,7 +25,7 @@ search: $(INSTALLED) ## Tune softmax regression on digits: 64 trials, no downloa
 	$(BIN)/tune-softmax search experiments/quickstart.yaml
 
 test: $(INSTALLED) ## Run the tests, but for the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(TWO_AT_A_TIME)
 
 test-all: $(INSTALLED) ## Run all tests, the slow ones too
 	$(BIN)/pytest
