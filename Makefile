@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install search test test-all lint format bench clean
+.PHONY: help install search test test-all faults lint format bench clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: $(INSTALLED) ## Run the tests, but for the slow ones
 
 test-all: $(INSTALLED) ## Run all tests, the slow ones too
 	$(BIN)/pytest
+
+faults: $(INSTALLED) ## Kill, freeze, damage and fill up what a search needs; ONLY="driver gcs" for some
+	PYTHONPATH=tests $(BIN)/python -m faults $(ONLY)
 
 lint: $(INSTALLED) ## Check format, lint and types
 	$(BIN)/ruff format --check .
