@@ -14,7 +14,7 @@ from tune_softmax.experiment import parse
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
 from tune_softmax.report.inputs import Confirmation, Remedies
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 EXPERIMENT = """
 name: written

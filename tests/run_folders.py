@@ -6,7 +6,7 @@ from tune_softmax import experiment as experiments
 from tune_softmax.config import Config
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 EXPERIMENT = """
 name: small

@@ -23,7 +23,7 @@ from tune_softmax.ledger import Ledger
 from tune_softmax.ledger_tables import EPOCHS, EVENTS, META, TESTS, TRIALS
 from tune_softmax.metrics import EpochMetrics, FinalTest, Report, State
 from tune_softmax.postgresql import ServerLocation
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 ASSETS = Path(__file__).parent / "assets" / "v0.1.0"
 EXPERIMENT = """

@@ -20,7 +20,7 @@ from tune_softmax.config import Config
 from tune_softmax.experiment import parse
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 ONE = "dataset: {name: digits}\nspace: {batch_size: 64, num_epochs: 1, learning_rate: 0.1}\n"
 MANY = ONE.replace("num_epochs: 1", "num_epochs: {int: [1, 8]}")

@@ -18,6 +18,7 @@ from tune_softmax.errors import ResultsError
 from tune_softmax.experiment import parse
 from tune_softmax.ledger import Ledger
 from tune_softmax.prediction import predict
+from tune_softmax.run_folder import RunFolder
 from tune_softmax.tensors import to_images, to_tensors
 from tune_softmax.tested_tables import confirmation_lines
 from tune_softmax.training import evaluate
@@ -190,7 +191,7 @@ def test_an_interrupted_confirmation_goes_on(tmp_path):
     run = tmp_path / "run"
     search.search(parse(EXPERIMENT, "small.yaml"), run_dir=run)
     child = [COMMAND, "confirm", str(run), "--seeds", "40"]
-    folder = results.RunFolder(run).confirm
+    folder = RunFolder(run).confirm
     with subprocess.Popen(child, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:

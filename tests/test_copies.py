@@ -19,6 +19,7 @@ from tune_softmax.cli import main
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
+from tune_softmax.run_folder import RunFolder
 from tune_softmax.stores import CHUNK_BYTES, Store
 
 
@@ -168,7 +169,7 @@ def test_copies_during_writes_hold_a_prefix(tmp_path, shelf):
     sizes = []
     try:
         assert writer.stdout.readline() == b"ready\n"
-        folder = results.RunFolder(tmp_path / "run")
+        folder = RunFolder(tmp_path / "run")
         for number in range(6):
             copies.put(folder, shelf)
             back = tmp_path / f"back-{number}"
@@ -285,7 +286,7 @@ def test_an_address_takes_one_run(folder, shelf, tmp_path):
     for act in (copies.put, copies.prepare):
         with pytest.raises(ResultsError, match=r"holds copies of another run .*shelf/run"):
             act(other, shelf)
-    new = results.RunFolder(tmp_path / "new")
+    new = RunFolder(tmp_path / "new")
     with pytest.raises(ResultsError, match="another run"):
         copies.prepare(new, shelf)
     assert contents(shelf.local_path) == before
@@ -297,7 +298,7 @@ def test_a_fetched_run_goes_on_in_its_place(folder, shelf, tmp_path):
     """It is the same run, wherever it lies now."""
     copies.put(folder, shelf)
     copies.fetch(shelf, tmp_path / "elsewhere", report=forbid)
-    moved = results.RunFolder(tmp_path / "elsewhere")
+    moved = RunFolder(tmp_path / "elsewhere")
     with closing(Ledger.open(moved.ledger, writable=True)) as ledger:
         run_folders.train(ledger, range(6, 8), pack=1)
     copies.prepare(moved, shelf)
@@ -307,7 +308,7 @@ def test_a_fetched_run_goes_on_in_its_place(folder, shelf, tmp_path):
 def test_preparing_finds_a_store_that_cannot_be_written(monkeypatch, tmp_path):
     """Before a search begins, and not an hour later."""
     s3_server.use(monkeypatch, s3_server.server_url())
-    new = results.RunFolder(tmp_path / "new")
+    new = RunFolder(tmp_path / "new")
     with pytest.raises(StorageError, match="there is no such bucket"):
         copies.prepare(new, Store.at("s3://no-such-bucket/x"))
 
@@ -481,7 +482,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, shelf):
     """There is nothing to copy, and nothing is made at the address."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultsError, match="no ledger there"):
-        copies.put(results.RunFolder(tmp_path / "empty"), shelf)
+        copies.put(RunFolder(tmp_path / "empty"), shelf)
     assert not shelf.local_path.exists()
 
 

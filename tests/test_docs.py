@@ -16,7 +16,7 @@ from tune_softmax.config import Config
 from tune_softmax.errors import SearchInterruptedError, TuneSoftmaxError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -10,7 +10,7 @@ from tune_softmax.data import load_test
 from tune_softmax.experiment import load
 from tune_softmax.ledger import Ledger
 from tune_softmax.listed import Listed, load_test_set
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 
 def test_a_list_is_begun_once_it_has_a_ledger(tmp_path):

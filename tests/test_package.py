@@ -48,6 +48,7 @@ ORDER = [
     "postgresql",
     "upgrade",
     "ledger",
+    "run_folder",
     "results",
     "audit",
     "stores",

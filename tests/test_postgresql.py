@@ -21,7 +21,8 @@ from tune_softmax.errors import DamagedRunError, ResultsError, RunInUseError, St
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
 from tune_softmax.postgresql import ServerLocation
-from tune_softmax.results import RunFolder, load
+from tune_softmax.results import load
+from tune_softmax.run_folder import RunFolder
 
 CONFIG = Config(batch_size=64, num_epochs=5, learning_rate=0.1)
 

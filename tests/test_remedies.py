@@ -15,6 +15,7 @@ from tune_softmax.errors import ExperimentError, ResultsError
 from tune_softmax.experiment import load, parse
 from tune_softmax.inference import Verdict
 from tune_softmax.ledger import Ledger
+from tune_softmax.run_folder import RunFolder
 from tune_softmax.tested_tables import remedy_lines
 
 pytestmark = pytest.mark.ray
@@ -162,7 +163,7 @@ def test_a_killed_study_goes_on(tmp_path):
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        folder = results.RunFolder(tmp_path / "run")
+        folder = RunFolder(tmp_path / "run")
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             if (

@@ -23,7 +23,7 @@ from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
 from tune_softmax.report import figures, measures
 from tune_softmax.report.figures.base import axis_of, range_of_the_better
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 from tune_softmax.study import Study
 
 

@@ -26,7 +26,7 @@ from tune_softmax.report.inputs import Inputs, gather
 from tune_softmax.report.page import compose, save
 from tune_softmax.report.serve import Live, serving
 from tune_softmax.report.theme import DARK, LIGHT
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = [

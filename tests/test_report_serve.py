@@ -18,7 +18,7 @@ from report_runs import config, write_run
 from tune_softmax.errors import ResultsError
 from tune_softmax.ledger import Ledger
 from tune_softmax.report.serve import Live, follow, serving, stamp
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from tune_softmax.errors import DamagedRunError, ResultsError, RunInUseError, St
 from tune_softmax.experiment import parse
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.results import RunFolder, load
+from tune_softmax.results import load
+from tune_softmax.run_folder import RunFolder
 
 EXPERIMENT = """
 dataset: {{name: digits}}
@@ -320,7 +321,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
 WRITE = """
 import sys, time
 from pathlib import Path
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).writing():
     print("writing", flush=True)
     sys.stdin.read()

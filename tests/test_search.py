@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tune_softmax import experiment as experiments
-from tune_softmax import results
+from tune_softmax import results, running
 from tune_softmax.config import Config
 from tune_softmax.data import load_dataset
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
+from tune_softmax.run_folder import RunFolder
 from tune_softmax.tensors import to_tensors
 from tune_softmax.training import train
 
@@ -271,6 +272,20 @@ def test_a_search_killed_as_its_ledger_is_made_can_be_resumed(tmp_path):
     assert results.load(folder).count(State.COMPLETE) == 4
 
 
+def test_an_experiment_written_anew_is_whole_at_every_moment(tmp_path, in_child, monkeypatch):
+    """A process that dies while it writes the experiment leaves the one that was there."""
+    folder = RunFolder(tmp_path)
+    before = experiments.load(write(tmp_path, "{num_trials: 4}"))
+    running.write_experiment(folder, before)
+    after = experiments.load(write(tmp_path, "{num_trials: 8}"))
+    monkeypatch.setattr(os, "fsync", lambda _file: os._exit(9))
+    assert in_child(running.write_experiment, folder, after) == 9
+    assert experiments.load(folder.experiment) == before
+    monkeypatch.undo()
+    running.write_experiment(folder, after)
+    assert experiments.load(folder.experiment) == after
+
+
 @pytest.mark.slow
 def test_a_time_budget_ends_a_search_that_resume_goes_on_with(tmp_path):
     """The budget's end is no failure: exit code 0, and the message says what is left."""
@@ -367,7 +382,7 @@ def test_changed_data_refuse_a_resume(tmp_path):
     """A run is resumed on the data it was made with, or not at all."""
     path = write(tmp_path, "{num_trials: 4, pack_size: 4}")
     loaded = experiments.load(path)
-    folder = results.RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.experiment.write_text(loaded.to_yaml())
     config = Config(batch_size=16, num_epochs=2, learning_rate=0.1)

@@ -14,7 +14,8 @@ from tune_softmax.errors import ResultsError
 from tune_softmax.experiment import parse
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.results import RunFolder, load
+from tune_softmax.results import load
+from tune_softmax.run_folder import RunFolder
 from tune_softmax.tables import confusion_table, export, summary, trial_table
 
 EXPERIMENT = """

@@ -10,7 +10,7 @@ from tune_softmax import inference
 from tune_softmax.confirmation import Confirmation
 from tune_softmax.experiment import parse
 from tune_softmax.remedies import Remedies
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 from tune_softmax.tested_tables import (
     confirmation_lines,
     confirmation_table,

@@ -16,6 +16,7 @@ from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, Report, State
+from tune_softmax.run_folder import RunFolder
 
 ASSETS = Path(__file__).parent / "assets" / "v0.1.0"
 # Trials, those done, epochs and events of each run, as its own release said.
@@ -163,6 +164,6 @@ def test_a_damaged_ledger_is_not_upgraded(tmp_path, harm, reason):
 def test_the_opening_of_the_test_set_upgrades_too(tmp_path):
     """`train RUN` writes into a run of an earlier release."""
     run = shutil.copytree(ASSETS / "finished", tmp_path / "run")
-    results.RunFolder(run).record_test_opening(command="train", trial=1)
+    RunFolder(run).record_test_opening(command="train", trial=1)
     with closing(Ledger.open(run / "run.db")) as ledger:
         assert [kind for _, kind, _ in ledger.events()][-2:] == ["upgraded", "test_opened"]

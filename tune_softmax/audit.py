@@ -20,7 +20,7 @@ from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import DamagedRunError, ExperimentError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.config import Config
     from tune_softmax.experiment import Experiment
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
 __all__ = ["Choice", "choose"]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from tune_softmax.data import Dataset
     from tune_softmax.progress import Snapshot
-    from tune_softmax.results import Results, RunFolder
+    from tune_softmax.results import Results
+    from tune_softmax.run_folder import RunFolder
 
 __all__ = ["KIND", "Confirmation", "confirm", "load"]
 

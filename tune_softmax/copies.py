@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
     from tune_softmax.stores import Store
 
 __all__ = ["fetch", "ledger_file", "prepare", "put"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tune_softmax.data import Dataset, Split
     from tune_softmax.experiment import Experiment
     from tune_softmax.progress import Snapshot
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
 __all__ = ["Listed", "load_test_set"]
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from tune_softmax.errors import DamagedRunError, DataError, ResultsError
 from tune_softmax.model import build_model
-from tune_softmax.results import RunFolder
+from tune_softmax.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,7 @@ from tune_softmax.errors import ExperimentError, ResultsError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
 from tune_softmax.remedy_plan import BASELINE, LESS_DATA, RemedyPlan
-from tune_softmax.results import RunFolder, free_folder
+from tune_softmax.run_folder import RunFolder, free_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

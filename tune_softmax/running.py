@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from tune_softmax.data import Dataset
     from tune_softmax.driver import Job
     from tune_softmax.experiment import Experiment
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
 __all__ = [
     "Stop",
@@ -43,6 +44,7 @@ __all__ = [
     "prepared",
     "run",
     "write_description",
+    "write_experiment",
 ]
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -95,7 +97,7 @@ def _check_batch_size(experiment: Experiment, num_images: int) -> None:
 
 def write_description(folder: RunFolder, experiment: Experiment, dataset: Dataset) -> None:
     """Write what a run is made of: the experiment, and where and with what it runs."""
-    folder.experiment.write_text(experiment.to_yaml())
+    write_experiment(folder, experiment)
     description = {
         "command": sys.argv,
         **environment.describe(),
@@ -104,7 +106,22 @@ def write_description(folder: RunFolder, experiment: Experiment, dataset: Datase
         "dataset": dataset.name,
         "dataset_checksum": dataset.checksum,
     }
-    folder.environment.write_text(json.dumps(description, indent=2) + "\n")
+    _write(folder.environment, json.dumps(description, indent=2) + "\n")
+
+
+def write_experiment(folder: RunFolder, experiment: Experiment) -> None:
+    """Write the experiment, or write it anew; whatever happens, the file is whole."""
+    _write(folder.experiment, experiment.to_yaml())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that it is on the disk before the ledger's first transaction is."""
+    draft = path.with_name(f"{path.name}.part")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def check_unchanged(folder: RunFolder, meta: Mapping[str, str], now: Experiment) -> None:

@@ -1,4 +1,8 @@
-"""Search and resume: from an experiment to a run folder with its results."""
+"""Search and resume: from an experiment to a run folder with its results.
+
+Ray takes seconds to start, so what it does not need, pandas above all, is imported once it has
+begun to.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_softmax import results, running
+from tune_softmax import running
 from tune_softmax.beside import NO_EXTRAS, Extras
 from tune_softmax.errors import ResultsError
 from tune_softmax.ledger import Ledger
-from tune_softmax.metrics import State
 from tune_softmax.postgresql import ServerLocation
-from tune_softmax.results import SEARCH, RunFolder, free_folder
+from tune_softmax.run_folder import SEARCH, RunFolder, free_folder
 from tune_softmax.warm_start import Past, from_json, to_json, warmed
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ def search(
     experiment.check_searchable()
     history: list[Past] = []
     if warm_start is not None:
-        experiment, history = warmed(experiment, results.load(warm_start))
+        experiment, history = warmed(experiment, _results(warm_start))
     folder = RunFolder(Path(run_dir) if run_dir else free_folder(experiment.name))
     folder.check_free()
     server = ServerLocation.choose(ledger_url, folder.path.name) if ledger_url else None
@@ -93,7 +96,7 @@ def search(
             with closing(ledger), extras.beside(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
                 running.run(folder, job, stop, experiment.search.time_budget_s)
-    return results.load(folder.path)
+    return _results(folder.path)
 
 
 def resume(
@@ -128,15 +131,15 @@ def resume(
             experiment has changed.
     """
     folder = RunFolder(Path(run))
-    found = results.load(folder.path)
     if folder.kind != SEARCH:
         raise ResultsError(
             f"{folder.path}: is no search but of the kind {folder.kind}; `tune-softmax resume "
             f"{folder.path}` knows how to go on with it"
         )
-    experiment = _extended(found, num_trials, time_budget_s)
-    if not _num_left(found, experiment):
-        return found
+    recorded = folder.read_experiment()
+    experiment = _extended(folder, recorded, num_trials, time_budget_s)
+    if not _num_left(folder, experiment):
+        return _results(folder.path)
     with (
         folder.writing(),
         running.logging_to(folder.log),
@@ -144,43 +147,52 @@ def resume(
         closing(Ledger.open(folder.ledger, writable=True)) as ledger,
     ):
         meta = ledger.meta()
-        running.check_unchanged(folder, meta, found.experiment)
+        running.check_unchanged(folder, meta, recorded)
         with running.prepared(experiment, address, data_dir, observe) as (dataset, cluster):
             running.check_dataset(folder, meta["dataset_checksum"], dataset)
             if meta.get("experiment") != experiment.to_yaml():
                 changed = {"num_trials": experiment.search.num_trials}
                 ledger.set_meta({"experiment": experiment.to_yaml()}, "extended", **changed)
-                folder.experiment.write_text(experiment.to_yaml())
+                running.write_experiment(folder, experiment)
             history = from_json(meta.get("history", "[]"))
             with extras.beside(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
                 running.run(folder, job, stop, experiment.search.time_budget_s)
-    return results.load(folder.path)
+    return _results(folder.path)
 
 
-def _num_left(found: Results, experiment: Experiment) -> int:
-    done = found.count(State.COMPLETE, State.PRUNED, State.FAIL)
+def _results(run: Path | str) -> Results:
+    from tune_softmax import results
+
+    return results.load(run)
+
+
+def _num_left(folder: RunFolder, experiment: Experiment) -> int:
+    with closing(Ledger.open(folder.ledger)) as ledger:
+        done = sum(trial.state.is_final for trial in ledger.trials())
     return experiment.num_trials - done
 
 
-def _extended(found: Results, num_trials: int | None, time_budget_s: float | None) -> Experiment:
+def _extended(
+    folder: RunFolder, recorded: Experiment, num_trials: int | None, time_budget_s: float | None
+) -> Experiment:
     """Return the run's experiment with more trials or more time.
 
     Raises:
         ResultsError: It asks for less than there was.
     """
-    search = found.experiment.search
+    search = recorded.search
     given = {"num_trials": num_trials, "time_budget_s": time_budget_s}
     for name, value in given.items():
         before = getattr(search, name)
         if value is not None and before is not None and value < before:
             raise ResultsError(
-                f"{found.folder.path}: --{name.replace('_', '-')} {value:g}: a run can be "
-                f"extended, not cut short, and it has {before:g}; give more, or leave it out"
+                f"{folder.path}: --{name.replace('_', '-')} {value:g}: a run can be extended, not "
+                f"cut short, and it has {before:g}; give more, or leave it out"
             )
     changes = {name: value for name, value in given.items() if value is not None}
     search = search.model_copy(update=changes)
-    return found.experiment.model_copy(update={"search": search})
+    return recorded.model_copy(update={"search": search})
 
 
 def _job(  # noqa: PLR0917 - each is what it says

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tune_softmax.experiment import Experiment
     from tune_softmax.ledger import TrialRecord
     from tune_softmax.metrics import EpochMetrics
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
 __all__ = ["StudyFile", "default_path", "export", "url_of"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tune_softmax.copy_list import Copy
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
     from tune_softmax.stores import Store
 
 __all__ = ["syncing"]

@@ -17,7 +17,7 @@ from tune_softmax.study_file import StudyFile, default_path, url_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
 __all__ = ["tracking"]
 

@@ -46,7 +46,7 @@ def check(
     """Hold a run against every rule that its files must keep, and name each that is broken."""
     from tune_softmax import audit
     from tune_softmax.ledger import Ledger
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
     if accept_loss:
         folder = RunFolder(run)

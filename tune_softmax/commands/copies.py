@@ -20,7 +20,8 @@ def copy(
 ) -> None:
     """Copy a run to an address, also while a search writes it; or bring the newest copy back."""
     from tune_softmax import copies
-    from tune_softmax.results import RunFolder, load
+    from tune_softmax.results import load
+    from tune_softmax.run_folder import RunFolder
     from tune_softmax.stores import Store, is_address
 
     if is_address(source) == is_address(target):

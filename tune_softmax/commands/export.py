@@ -36,7 +36,7 @@ def export(
 ) -> None:
     """Write a run for another tool, such as an Optuna study."""
     from tune_softmax import study_file
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
     assert to is Form.OPTUNA, "there is one form"
     folder = RunFolder(run)

@@ -35,7 +35,7 @@ def train(
     """Train one configuration, evaluate it on the test set, save weights and pictures."""
     from tune_softmax import chosen, single
     from tune_softmax.pictures import curves_text, weights_text
-    from tune_softmax.results import RunFolder, free_folder
+    from tune_softmax.run_folder import RunFolder, free_folder
     from tune_softmax.tables import confusion_table
 
     terminal = console()

@@ -137,7 +137,7 @@ def resume(
     strict: StrictOption = False,
 ) -> None:
     """Run what is left of a search or a study, or more than a search was asked for."""
-    from tune_softmax.results import SEARCH, RunFolder
+    from tune_softmax.run_folder import SEARCH, RunFolder
 
     if RunFolder(run).kind != SEARCH:
         given = [num_trials, time_budget_s, sync_to, track]

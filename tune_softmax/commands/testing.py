@@ -101,7 +101,7 @@ def resume(run: Path, address: str | None, data_dir: Path | None) -> None:
     from tune_softmax import confirmation
     from tune_softmax import remedies as studies
     from tune_softmax.progress import Display
-    from tune_softmax.results import RunFolder
+    from tune_softmax.run_folder import RunFolder
 
     is_confirmation = RunFolder(run).kind == confirmation.KIND
     with Display(console()) as display:
