@@ -39,7 +39,7 @@ def kill_at_random(folder, experiment, twin, *, num_trials, num_kills, seed=0):
     """Kill a search's driver at random moments over its resumes, then let it end.
 
     Every fourth dies at any moment of its first 12 seconds, most of which are its start; the
-    others while they train.
+    others after some epochs of a pack, which has 9 at most.
 
     Returns:
         What was seen.
@@ -52,9 +52,10 @@ def kill_at_random(folder, experiment, twin, *, num_trials, num_kills, seed=0):
         go_on(run, experiment)
         if kill % 4 == 3:
             time.sleep(draw.uniform(0.2, 12))
-        elif run.await_epochs(1):
+        # Fewer in the second half, lest the search should end before the last kill.
+        elif run.await_epochs(draw.randint(1, 10 if oracle.num_final < num_trials / 2 else 3)):
             num_training += 1
-            time.sleep(draw.uniform(0, 1.2))
+            time.sleep(draw.uniform(0, EPOCH_S))
         assert run.process.poll() is None, f"ended before kill {kill + 1}: {run.last_text()}"
         run.kill()
         if (run.path / "run.db").exists():

@@ -103,8 +103,8 @@ def _storage_fault(folder, mount, fault, mend):
     finally:
         holder.kill()
         holder.wait()
-    reason = message.partition("run.db: ")[2] or message
-    return f"exit code 4: {reason[:60]}; {num_kept} trials kept; mended and resumed: 100 of 100"
+    reason = (message.partition("run.db: ")[2] or message).partition(";")[0]
+    return f"exit code 4: {reason}; {num_kept} trials kept; mended and resumed: 100 of 100"
 
 
 def _outside(run, holder, place):
@@ -123,9 +123,12 @@ def killed_run(folder):
     return run
 
 
-@scenario("2 x 5 cuts, 2 x 50 bits", "nothing missing, or named with exit code 5; never silent")
+@scenario("3 x 5 cuts, 3 x 50 bits", "nothing missing, or named with exit code 5; never silent")
 def a_damaged_ledger(folder):
-    """run.db or its log cut at 0 to 99 %, or one bit flipped; `check`, `results`, `resume`."""
+    """run.db or its log cut at 0 to 99 %, or one bit flipped; `check`, `results`, `resume`.
+
+    Of a killed run, and of one whose log was put into the file.
+    """
     run = killed_run(folder)
     assert (run.path / "run.db-wal").stat().st_size, "there is no log to damage"
     draw = random.Random(1)  # noqa: S311 - no secret
@@ -138,11 +141,21 @@ def a_damaged_ledger(folder):
     flips = [
         (name, "with a bit flipped", partial(flip, draw=draw)) for name in files for _ in range(50)
     ]
-    named = {"cuts": damage(run, folder / "cuts", cuts)}
-    named["flips"] = damage(run, folder / "flips", flips)
+    seen = [_seen("killed", run, folder, cuts, flips)]
+    whole = run.copy(folder / "whole")
+    Ledger.open(whole.path / "run.db", writable=True).close()  # puts its log into the file
+    assert not (whole.path / "run.db-wal").exists()
+    alone = [[one for one in damages if one[0] == "run.db"] for damages in (cuts, flips)]
+    seen.append(_seen("put together", whole, folder, *alone))
+    return "; ".join(seen) + "; the others without effect on any trial or epoch"
+
+
+def _seen(what, run, folder, cuts, flips):
+    num_cuts = damage(run, folder / f"{what} cuts", cuts)
+    num_flips = damage(run, folder / f"{what} flips", flips)
     return (
-        f"{named['cuts']} of {len(cuts)} cuts and {named['flips']} of {len(flips)} bits named "
-        "with exit code 5, the others without effect on any trial or epoch"
+        f"{what}: {num_cuts} of {len(cuts)} cuts and {num_flips} of {len(flips)} bits named with "
+        "exit code 5"
     )
 
 
