@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tune_softmax import results
+from tune_softmax import cluster, results
 from tune_softmax.cluster import Node, connect
 from tune_softmax.errors import ClusterError
 from tune_softmax.experiment import Resources
@@ -65,6 +66,35 @@ def test_an_address_where_nothing_listens_is_refused():
             pytest.raises(ClusterError, match=r"no Ray cluster answers there.*ray start --head"),
         ):
             connecting.result()
+
+
+def test_a_head_that_is_gone_ends_the_process_with_what_to_do(in_child, monkeypatch, capfd):
+    """Ray would end it too, but with exit code 1 and no word of how to go on."""
+    monkeypatch.setattr(cluster, "HEAD_CHECK_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+    assert in_child(cluster._watch_head, address, threading.Event()) == 7
+    error = capfd.readouterr().err
+    assert f"error: the head of the Ray cluster at {address} has not answered" in error
+    assert "tune-softmax resume" in error
+
+
+def test_a_head_that_answers_again_is_not_gone(in_child, monkeypatch):
+    """Only misses without an answer in between count, and the end of the search ends the watch."""
+    monkeypatch.setattr(cluster, "HEAD_CHECK_S", 0.01)
+    is_over = threading.Event()
+    missed = [False] * (cluster.MAX_MISSED_CHECKS - 1)
+    answers = iter([*missed, True, *missed])
+
+    def check(_address):
+        answer = next(answers, None)
+        if answer is None:
+            is_over.set()
+        elif not answer:
+            raise ClusterError
+
+    monkeypatch.setattr(cluster, "_check_reachable", check)
+    assert in_child(cluster._watch_head, "10.0.0.5:6379", is_over) == 0
 
 
 def test_folders_of_dead_processes_are_removed(tmp_path, monkeypatch):

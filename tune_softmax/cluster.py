@@ -11,7 +11,9 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from tune_softmax.errors import ClusterError
+from tune_softmax.errors import ClusterError, ClusterLostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +31,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster", "Node", "connect"]
 
+logger = logging.getLogger("tune_softmax")
+
 # Ray puts sockets below its folder, and a socket's path may be 107 bytes long at most.
 MAX_FOLDER_LENGTH = 40
 # The dataset is what the object store holds; Ray asks for at least 75 MB.
 OBJECT_STORE_BYTES = 512 * 2**20
 CONNECT_TIMEOUT_S = 5.0
+# A head that is silent for 50 s is gone. After 60 s Ray would end the process by itself, with exit
+# code 1 and no word of what to do.
+HEAD_CHECK_S = 5.0
+MAX_MISSED_CHECKS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,8 @@ class Cluster:
 def connect(address: str | None) -> Iterator[Future[Cluster]]:
     """Connect to a Ray cluster for as long as the context lasts.
 
-    Connecting takes seconds of waiting, so it goes on in the background; ask for its result.
+    Connecting takes seconds of waiting, so it goes on in the background; ask for its result. If
+    the cluster's head goes away for good, this process ends with ClusterLostError's exit code.
 
     Args:
         address: HOST:PORT of a cluster's head; None starts a local cluster of our own, whatever
@@ -122,12 +131,14 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)  # Ray's own snapshots are not read
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # `search` counts what fits
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    is_over = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        connecting = executor.submit(_connect, address, folder)
+        connecting = executor.submit(_connect, address, folder, is_over)
         try:
             yield connecting
         finally:
             wait([connecting])
+            is_over.set()
             # Handles of actors left in reference cycles would else be collected whenever Python
             # likes, by the display's thread too, and touching Ray while it shuts down ends the
             # process.
@@ -139,12 +150,35 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
             _remove_left(folder.parent)
 
 
-def _connect(address: str | None, folder: Path) -> Cluster:
+def _connect(address: str | None, folder: Path, is_over: threading.Event) -> Cluster:
     if address is None:
         _start_local(folder)
     else:
         _join(address)
+    head = ray.get_runtime_context().gcs_address
+    threading.Thread(target=_watch_head, args=(head, is_over), daemon=True).start()
     return Cluster(address, folder)
+
+
+def _watch_head(address: str, is_over: threading.Event) -> None:
+    """End this process once the cluster's head is gone: Ray Tune would wait for it in C++."""
+    num_missed = 0
+    while not is_over.wait(HEAD_CHECK_S):
+        try:
+            _check_reachable(address)
+            num_missed = 0
+        except ClusterError:
+            num_missed += 1
+        if num_missed == MAX_MISSED_CHECKS:
+            lost = (
+                f"the head of the Ray cluster at {address} has not answered for "
+                f"{MAX_MISSED_CHECKS * HEAD_CHECK_S:g} s; nothing done is lost, go on with "
+                "`tune-softmax resume RUN`, on this cluster once it is back or on another"
+            )
+            logger.error(lost)
+            sys.stderr.write(f"error: {lost}\n")
+            sys.stderr.flush()
+            os._exit(ClusterLostError.exit_code)
 
 
 def _private_folder() -> Path:
