@@ -63,7 +63,7 @@ def a_changed_run(folder):
     oracle.look()
     text = (run.path / "experiment.yaml").read_text()
     changes = {
-        "space.momentum": text.replace("- 0.9\n", "- 0.8\n"),
+        "space.momentum": text.replace("[0.0, 0.9]", "[0.0, 0.8]"),
         "search.seed": text.replace("seed: 5\n", "seed: 6\n"),
         "dataset.validation": text.replace("validation: 0.25", "validation: 0.3"),
     }
