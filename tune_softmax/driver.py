@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Outcome", "drive"]
 
-MAX_ATTEMPTS = 3
+MAX_LOSSES = 3  # of a trial's worker; that a driver died is no fault of the trial
 # Every place where a pack can run sees some rounds, so that the last ones leave none idle.
 ROUNDS_PER_PLACE = 4
 MAX_AUTO_PACK = {"cpu": 64, "gpu": 1024}
@@ -211,7 +211,7 @@ class _Driver:
             self.curves[number].append(getattr(metrics, experiment.search.metric))
         self._agenda.replay(trials, self.curves)
         self._states = {trial.number: trial.state for trial in trials}
-        self._attempts = {trial.number: trial.attempts for trial in trials}
+        self._losses: Counter[int] = Counter()  # of a worker, by trial
         self._num_done_before = sum(state.is_final for state in self._states.values())
         self._next_pack = 1 + max((trial.pack for trial in trials), default=-1)
         self._num_epochs = sum(map(len, self.curves.values()))
@@ -221,6 +221,8 @@ class _Driver:
         for _, kind, detail in ledger.events():
             if kind == "out_of_memory":
                 self.pack_size = min(self.pack_size, int(detail["fits"]))
+            elif kind == "worker_died":
+                self._losses.update(detail["trials"])
         self._again: deque[dict[int, Config]] = deque()
         left: defaultdict[View, dict[int, Config]] = defaultdict(dict)
         for trial in trials:
@@ -266,7 +268,7 @@ class _Driver:
         if epoch:
             self._ledger.move(pack, configs)
         else:
-            self._attempts |= self._ledger.hand_out(pack, configs)
+            self._ledger.hand_out(pack, configs)
         self._live[ray_id] = dict(configs)
         self._states |= dict.fromkeys(configs, State.RUNNING)
         logger.info("pack %d: trials %s from epoch %d", pack, _spans(configs), epoch + 1)
@@ -329,8 +331,9 @@ class _Driver:
             return
         logger.warning("trials %s lost their worker: %s", _spans(lost), reason)
         self._ledger.event("worker_died", trials=sorted(lost), reason=reason)
-        worn = {number for number in lost if self._attempts[number] >= MAX_ATTEMPTS}
-        self._give_up(worn, f"its worker was lost {MAX_ATTEMPTS} times, the last time: {reason}")
+        self._losses.update(lost.keys())
+        worn = {number for number in lost if self._losses[number] >= MAX_LOSSES}
+        self._give_up(worn, f"its worker was lost {MAX_LOSSES} times, the last time: {reason}")
         again = {number: config for number, config in lost.items() if number not in worn}
         if again:
             self._again.append(again)
