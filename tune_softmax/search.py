@@ -169,6 +169,7 @@ def _results(run: Path | str) -> Results:
 
 def _num_left(folder: RunFolder, experiment: Experiment) -> int:
     with closing(Ledger.open(folder.ledger)) as ledger:
+        ledger.epochs()  # so that a damaged run is refused before anything is written beside it
         done = sum(trial.state.is_final for trial in ledger.trials())
     return experiment.num_trials - done
 
