@@ -780,3 +780,18 @@ def test_reading_experiments_loads_no_heavy_library():
         "sys.exit(', '.join(heavy) or 0)"
     )
     subprocess.run([sys.executable, "-c", code, str(SHIPPED[0])], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("asha", "bracket", "rungs"),
+    [
+        (Asha(), 0, [1, 4, 16]),
+        (Asha(), 1, [4, 16]),
+        (Asha(grace_period=2, reduction_factor=3), 0, [2, 6, 18]),
+        (Asha(grace_period=30), 0, [30]),
+        (Asha(reduction_factor=1.5), 0, [1, 1, 2, 3, 5, 7, 11, 17, 25]),
+    ],
+)
+def test_rungs_are_epochs_that_grow_by_the_reduction_factor(asha, bracket, rungs):
+    """From the grace period to the most epochs, here 30; a bracket begins one rung later."""
+    assert asha.rungs(30, bracket) == rungs

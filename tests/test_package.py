@@ -63,6 +63,7 @@ ORDER = [
     "agenda",
     "remedy_plan",
     "warm_start",
+    "sampler_view",
     "study",
     "study_file",
     "tracking",
@@ -208,7 +209,7 @@ def test_the_two_ways_to_train_do_not_know_each_other():
     ("library", "modules"),
     [
         ("ray", {"driver", "worker", "asha", "cluster"}),
-        ("optuna", {"study", "study_file", "report.figures.hyperparameters"}),
+        ("optuna", {"sampler_view", "study", "study_file", "report.figures.hyperparameters"}),
     ],
 )
 def test_a_library_is_named_where_it_belongs(library, modules):

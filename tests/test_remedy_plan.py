@@ -85,7 +85,7 @@ def test_packs_share_a_view_and_the_largest_come_first():
     """What is asked for together has one seed and one fraction; all is asked for once."""
     made, asked = plan(), {}
     fractions = []
-    while batch := made.ask(64):
+    while batch := made.ask(64, {}):
         views = {made.task(number, config).view for number, config in batch.items()}
         assert len(views) == 1
         fractions.append(views.pop().train_fraction)
@@ -106,7 +106,7 @@ def test_the_combination_holds_what_helped_on_validation():
     """Remedies better than the baseline are combined at their best strengths, scaled."""
     made = plan()
     before = made.num_trials
-    assert made.ask(1000)
+    assert made.ask(1000, {})
     run(made)
     combined = [arm for arm in made.arms if arm.remedy == COMBINED]
     assert [arm.strength for arm in combined] == [1.0, 0.5]
@@ -121,12 +121,12 @@ def test_the_combination_waits_for_the_last_trial():
     """Before all is known nothing is asked of phase two; afterwards all of it is."""
     made = plan()
     last = len(made.trials) - 1
-    while made.ask(64):
+    while made.ask(64, {}):
         pass
     run(made, range(last))
-    assert made.ask(64) == {}
+    assert made.ask(64, {}) == {}
     run(made, [last])
-    assert len(made.ask(64)) == 2  # the two scales of the first seed
+    assert len(made.ask(64, {})) == 2  # the two scales of the first seed
 
 
 def test_the_order_of_news_changes_nothing():
@@ -151,7 +151,7 @@ def test_a_replay_stands_where_the_ledger_is():
     resumed = plan()
     resumed.replay(records, curves)
     assert resumed.trials == made.trials
-    assert min(resumed.ask(64)) == single + 1
+    assert min(resumed.ask(64, {})) == single + 1
 
 
 def test_early_stopping_is_judged_by_its_best_epoch():

@@ -58,7 +58,7 @@ def outcome(number, config):
 def drive(study, records, curves, num_asks, count):
     """Ask and tell, and note it all as the ledger would."""
     for pack in range(num_asks):
-        configs = study.ask(count)
+        configs = study.ask(count, curves)
         for number, config in configs.items():
             state, curves[number] = outcome(number, config)
             study.tell(number, state, curves[number])
@@ -92,7 +92,7 @@ def test_optuna_is_told_what_became_of_each_trial(sampler):
     study = study_of(asked)
     records, curves = [], {}
     drive(study, records, curves, 3, 5)
-    assert study.ask(5) == {}
+    assert study.ask(5, {}) == {}
     trials = study._study.get_trials()
     assert len(trials) == study.num_asked == study.num_trials == 15
     for trial, record in zip(trials, records, strict=True):
@@ -113,7 +113,7 @@ def test_optuna_is_told_what_became_of_each_trial(sampler):
 def test_a_trial_may_fail_before_its_first_epoch():
     """A lost trial without a value is told as failed."""
     study = study_of(experiment())
-    study.ask(1)
+    study.ask(1, {})
     study.tell(0, State.FAIL, [])
     (trial,) = study._study.get_trials()
     assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {})
@@ -125,7 +125,7 @@ def test_a_trial_may_fail_before_its_first_epoch():
 def test_less_loss_or_more_accuracy_is_better(metric, best):
     """The study's direction follows the metric."""
     study = study_of(experiment(more=f", metric: {metric}"))
-    study.ask(3)
+    study.ask(3, {})
     for number, value in enumerate([0.5, 0.9, 0.2]):
         study.tell(number, State.COMPLETE, [value])
     assert study._study.best_value == best
@@ -139,14 +139,14 @@ def test_a_replayed_study_asks_as_the_unbroken_one(sampler, num_unfinished):
     unbroken = study_of(asked)
     records, curves = [], {}
     drive(unbroken, records, curves, 4, 5)
-    for number, config in (unbroken.ask(num_unfinished) if num_unfinished else {}).items():
+    for number, config in (unbroken.ask(num_unfinished, {}) if num_unfinished else {}).items():
         records.append(TrialRecord(number, State.RUNNING, config, 4, 1, None, None))
     replayed = study_of(asked)
     replayed.replay(records, curves)
     assert replayed.num_asked == unbroken.num_asked
     for _ in range(2):
-        expected = unbroken.ask(5)
-        assert replayed.ask(5) == expected
+        expected = unbroken.ask(5, {})
+        assert replayed.ask(5, {}) == expected
         for number, config in expected.items():
             for study in (unbroken, replayed):
                 study.tell(number, *outcome(number, config))
@@ -157,7 +157,7 @@ def test_a_replay_tells_optuna_what_the_ledger_says():
     asked = experiment(num_trials=20)
     study, records, curves = study_of(asked), [], {}
     drive(study, records, curves, 2, 5)
-    (config,) = study.ask(1).values()
+    (config,) = study.ask(1, {}).values()
     records.append(TrialRecord(10, State.WAITING, config, 2, 1, None, None))
     curves[10] = [3.0]
     replayed = study_of(asked)
@@ -179,7 +179,7 @@ def test_a_replay_tells_optuna_what_the_ledger_says():
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_the_seed_decides(sampler):
     """The same seed asks for the same trials, another for others."""
-    first, again, other = (study_of(experiment(sampler, seed=s)).ask(6) for s in (1, 1, 2))
+    first, again, other = (study_of(experiment(sampler, seed=s)).ask(6, {}) for s in (1, 1, 2))
     assert first == again
     assert set(first.values()).isdisjoint(other.values())
 
@@ -191,7 +191,7 @@ def test_points_come_first_and_the_sampler_fills_in_the_rest():
         "hidden_units: 16, momentum: 0.5}"
     )
     asked = experiment(more=f", points: [{whole}, {{learning_rate: 1, momentum: 0}}]")
-    configs = study_of(asked).ask(4)
+    configs = study_of(asked).ask(4, {})
     assert configs[0] == Config(
         batch_size=32,
         num_epochs=2,
@@ -209,7 +209,7 @@ def test_points_come_first_and_the_sampler_fills_in_the_rest():
 def test_a_search_asks_for_no_more_than_it_has():
     """The last pack is smaller, then there is nothing."""
     study = study_of(experiment("random", num_trials=5))
-    assert [sorted(study.ask(3)) for _ in range(3)] == [[0, 1, 2], [3, 4], []]
+    assert [sorted(study.ask(3, {})) for _ in range(3)] == [[0, 1, 2], [3, 4], []]
 
 
 @pytest.mark.parametrize("num_trials", [6, 100])
@@ -217,17 +217,17 @@ def test_a_grid_tries_each_combination_once_and_ends(num_trials):
     """All six, in an order that the seed decides."""
     study = study_of(experiment(num_trials=num_trials, text=GRID))
     assert study.num_trials == 6
-    configs = study.ask(4) | study.ask(4)
-    assert study.ask(4) == {}
+    configs = study.ask(4, {}) | study.ask(4, {})
+    assert study.ask(4, {}) == {}
     pairs = [(config.batch_size, config.num_epochs) for config in configs.values()]
     assert sorted(pairs) == [(b, e) for b in (16, 32) for e in (1, 2, 3)]
-    other = study_of(experiment(num_trials=num_trials, seed=1, text=GRID)).ask(6)
+    other = study_of(experiment(num_trials=num_trials, seed=1, text=GRID)).ask(6, {})
     assert pairs != [(config.batch_size, config.num_epochs) for config in other.values()]
 
 
 def test_a_small_search_tries_part_of_the_grid():
     """num_trials is kept; no combination comes twice."""
-    configs = study_of(experiment(num_trials=4, text=GRID)).ask(10)
+    configs = study_of(experiment(num_trials=4, text=GRID)).ask(10, {})
     assert len(configs) == len(set(configs.values())) == 4
 
 
@@ -236,12 +236,12 @@ def test_a_grid_comes_after_the_points_and_goes_on_after_a_replay():
     asked = experiment(num_trials=100, text=GRID, more=", points: [{batch_size: 16}]")
     unbroken = study_of(asked)
     assert unbroken.num_trials == 7
-    configs = unbroken.ask(3)
+    configs = unbroken.ask(3, {})
     records = [TrialRecord(n, State.RUNNING, c, 0, 1, None, None) for n, c in configs.items()]
     replayed = study_of(asked)
     replayed.replay(records, {})
-    rest = replayed.ask(10)
-    assert rest == unbroken.ask(10)
+    rest = replayed.ask(10, {})
+    assert rest == unbroken.ask(10, {})
     assert configs[0].batch_size == 16
     grid = [configs[1], configs[2], *rest.values()]
     assert len(grid) == len(set(grid)) == 6
@@ -269,9 +269,9 @@ def test_a_good_sampler_learns():
         study = study_of(experiment(sampler, num_trials=60))
         draw = random.Random(0)  # noqa: S311 - noise
         for _ in range(5):
-            for number, config in study.ask(8).items():
+            for number, config in study.ask(8, {}).items():
                 value = abs(math.log10(config.learning_rate) + 1) + 0.01 * draw.random()
                 study.tell(number, State.COMPLETE, [value])
-        last = study.ask(20).values()
+        last = study.ask(20, {}).values()
         distances[sampler] = sum(abs(math.log10(c.learning_rate) + 1) for c in last) / 20
     assert distances["tpe"] < 0.6 * distances["random"]

@@ -67,8 +67,13 @@ class Agenda(Protocol):
     def task(self, number: int, config: Config) -> Task:
         """Return all that there is to know of a trial that has these hyperparameters."""
 
-    def ask(self, count: int) -> dict[int, Config]:
-        """Return the next trials, at most `count` of them, all with one view."""
+    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Config]:
+        """Return the next trials, all with one view.
+
+        Args:
+            count: How many at most.
+            curves: The metric after each epoch so far, by trial number.
+        """
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
         """Hear what became of a trial."""
@@ -99,7 +104,11 @@ class FixedList:
         """Return a trial."""
         return self._tasks[number]
 
-    def ask(self, count: int) -> dict[int, Config]:
+    def ask(
+        self,
+        count: int,
+        curves: Mapping[int, Sequence[float]],  # noqa: ARG002 - a study needs them
+    ) -> dict[int, Config]:
         """Return the next trials, at most `count` of them, all with one view."""
         first = self._num_asked
         upcoming = list(enumerate(self._tasks[first : first + count], first))

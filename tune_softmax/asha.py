@@ -8,7 +8,7 @@ a restart it hears the recorded values again and stands where it stood.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import e, isfinite, log
+from math import e, isfinite
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +74,7 @@ class Referee:
                     reduction_factor=factor,
                 )
             )
-            num_rungs = int(log(max_epochs / lowest) / log(factor) + 1)
-            self._rungs.append([int(lowest * factor**k) for k in range(num_rungs)])
+            self._rungs.append(asha.rungs(max_epochs, s))
         self._brackets: dict[int, int] = {}
         self._heard: dict[int, int] = {}  # last epoch heard, by trial
         self._stopped: dict[int, int] = {}  # epoch of the stop, by trial

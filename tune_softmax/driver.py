@@ -280,23 +280,18 @@ class _Driver:
     def _next_trials(self) -> tuple[int, dict[int, Config]]:
         """Return what the next pack trains, and how many epochs it has behind it.
 
-        Lost packs come first, then parked trials once they are more than a pack would park, then
-        new ones; at the end of the search the rest of the parked ones, over the free places.
+        Lost packs come first, then parked trials, those of the rung where most wait, then new
+        ones. Parked ones do not wait longer than for a place: until a long trial has ended, the
+        sampler takes short ones for the best there are, and asks for more of them.
         """
         if self._again:
             return 0, self._again.popleft()
-        fullest = max(self._parked, key=lambda epoch: len(self._parked[epoch]), default=0)
-        waiting = dict(sorted(self._parked.get(fullest, {}).items()))
-        if len(waiting) <= self.parks_at:
-            configs = self._agenda.ask(self.pack_size)
-            if configs or not waiting:
-                return 0, configs
-            num_free = self.num_places - len(self._live)
-            waiting = dict(list(waiting.items())[: -(-len(waiting) // num_free)])
-        waiting = dict(list(waiting.items())[: self.pack_size])
-        for number in waiting:
-            del self._parked[fullest][number]
-        return fullest, waiting
+        if not any(self._parked.values()):
+            return 0, self._agenda.ask(self.pack_size, self.curves)
+        epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch))
+        waiting = self._parked[epoch]
+        numbers = sorted(waiting)[: self.pack_size]
+        return epoch, {number: waiting.pop(number) for number in numbers}
 
     @_past_ray
     def take(self, ray_id: str, result: PackResult) -> None:

@@ -152,6 +152,12 @@ class Asha(Frozen):
         default=1, description="Brackets, an integer >= 1; each has its first rung later by one."
     )
 
+    def rungs(self, max_epochs: int, bracket: int = 0) -> list[int]:
+        """Return the epochs at which trials of a bracket are compared, ascending."""
+        lowest = self.grace_period * self.reduction_factor**bracket
+        count = int(math.log(max_epochs / lowest) / math.log(self.reduction_factor) + 1)
+        return [int(lowest * self.reduction_factor**k) for k in range(count)]
+
 
 def _read_asha(value: object) -> object:
     if value == "none":

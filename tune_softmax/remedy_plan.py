@@ -94,9 +94,9 @@ class RemedyPlan:
         """Return a trial."""
         return self._list.task(number, config)
 
-    def ask(self, count: int) -> dict[int, Config]:
+    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Config]:
         """Return the next trials, at most `count` of them, all with one view."""
-        return self._list.ask(count)
+        return self._list.ask(count, curves)
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
         """Hear a trial's validation losses; once phase one is known, plan phase two."""

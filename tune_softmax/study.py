@@ -1,14 +1,15 @@
 """The Optuna study over the ledger: ask for a pack's worth of trials, tell what became of each.
 
 The study lives in memory and is a replay of the ledger. The sampler is made anew for each ask
-from (seed, number of the first trial asked for), so a resumed search asks as an unbroken one.
+from (seed, number of the first trial asked for), so a resumed search asks as an unbroken one. It
+looks at a view of the study: the trials that tell most, and no more of them than it can bear.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import (
@@ -17,10 +18,11 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_softmax.agenda import Task, View
 from tune_softmax.metrics import State
+from tune_softmax.sampler_view import sampler_view
 from tune_softmax.seeding import derive_seed
 from tune_softmax.space import Choice, IntRange, LogUniform, Uniform
 
@@ -67,6 +69,8 @@ class Study:
         self._study = optuna.create_study(
             direction="minimize" if search.mode == "min" else "maximize",
         )
+        max_epochs = int(space.largest("num_epochs"))
+        self._rungs = search.asha.rungs(max_epochs) if search.asha else []
         self._grid = self._shuffled_grid() if search.sampler == "grid" else []
         self._num_past = len(history)
         for past in history:
@@ -91,26 +95,27 @@ class Study:
         """In how many rounds, at least, it wants to be asked: the sampler learns between them."""
         return MIN_ROUNDS
 
-    def ask(self, count: int) -> dict[int, Config]:
+    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Config]:
         """Ask for trials.
 
         Args:
             count: How many; fewer are given where the search ends first.
+            curves: The metric after each epoch so far, by trial number.
 
         Returns:
             Hyperparameters by trial number, ascending.
         """
         first = self.num_asked
-        self._study.sampler = self._sampler(first)
-        if self._search.sampler == "cmaes":
-            self._forget_samplers()
+        view = self._view(curves)
+        view.sampler = self._sampler(first, view)
         configs = {}
         for number in range(first, min(first + count, self.num_trials)):
             fixed = self._fixed(number)
             if fixed is not None:
-                self._study.enqueue_trial(fixed)
-            trial = self._study.ask(self._distributions)
-            configs[number] = self._space.config(trial.params)
+                view.enqueue_trial(fixed)
+            asked = view.ask(self._distributions)
+            self._study.add_trial(self._running(asked.params))
+            configs[number] = self._space.config(asked.params)
         return configs
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
@@ -151,23 +156,34 @@ class Study:
             )
         )
 
-    def _forget_samplers(self) -> None:
-        """Make the study anew from its trials, without what a sampler has noted on them.
+    def _view(self, curves: Mapping[int, Sequence[float]]) -> optuna.Study:
+        """Return a study of what the sampler is to learn from.
 
-        CMA-ES keeps its optimizer, pickled, in the trials' attributes. A run folder holds no
-        pickles, so a resumed search would lack it; so every pack's begins anew, from the best of
-        the trials so far: Nomura et al. 2021, "Warm Starting CMA-ES for Hyperparameter
-        Optimization".
+        It is made anew for every pack, without what a sampler has noted on trials: CMA-ES keeps
+        its optimizer there, pickled, and a run folder holds no pickles, so that a resumed search
+        would lack it. So every pack's begins anew, from the best of the trials so far: Nomura et
+        al. 2021, "Warm Starting CMA-ES for Hyperparameter Optimization".
         """
-        trials = self._study.get_trials()
-        self._study = optuna.create_study(
-            direction=self._study.direction, sampler=self._study.sampler
-        )
-        for trial in trials:
-            trial.system_attrs = {}
-            self._study.add_trial(trial)
+        trials = self._study.get_trials(deepcopy=False)
+        known = [
+            self._running(trial.params, curves.get(index - self._num_past, ()))
+            if trial.state is TrialState.RUNNING
+            else trial
+            for index, trial in enumerate(trials)
+        ]
+        view = optuna.create_study(direction=self._study.direction)
+        view.add_trials(sampler_view(known, self._rungs, minimize=self._search.mode == "min"))
+        return view
 
-    def _numeric_trials(self) -> list[optuna.trial.FrozenTrial]:
+    def _running(self, params: dict[str, Any], curve: Sequence[float] = ()) -> FrozenTrial:
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=params,
+            distributions=self._distributions,
+            intermediate_values=dict(enumerate(curve, 1)),
+        )
+
+    def _numeric_trials(self, view: optuna.Study) -> list[FrozenTrial]:
         """Return complete trials as far as CMA-ES knows them: without choices."""
         numeric = {
             name: domain
@@ -180,7 +196,7 @@ class Study:
                 params={name: trial.params[name] for name in numeric},
                 distributions=numeric,
             )
-            for trial in self._study.get_trials(states=(TrialState.COMPLETE,))
+            for trial in view.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         ]
 
     def _fixed(self, number: int) -> dict[str, Value] | None:
@@ -195,7 +211,7 @@ class Study:
         random.Random(derive_seed(self._search.seed, "grid")).shuffle(grid)  # noqa: S311
         return grid
 
-    def _sampler(self, first: int) -> optuna.samplers.BaseSampler:
+    def _sampler(self, first: int, view: optuna.Study) -> optuna.samplers.BaseSampler:
         seed = derive_seed(self._search.seed, "sampler", first)
         match self._search.sampler:
             case "tpe":
@@ -203,7 +219,7 @@ class Study:
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cmaes":
-                complete = self._numeric_trials()
+                complete = self._numeric_trials(view)
                 source = complete if len(complete) >= MIN_CMA_TRIALS else None
                 with warnings.catch_warnings():
                     # Experimental is the argument's form, not what it does.

@@ -272,13 +272,10 @@ class PackTrainable(tune.Trainable):
     def _park(
         self, pack: Pack, states: Mapping[int, tuple[State, int | None, str | None]]
     ) -> set[int]:
-        """Leave the pack on a rung once few trials are left in it, for they cost as much as many.
-
-        Trials that another pack began go on to their end.
-        """
+        """Leave the pack on a rung once few trials are left in it: they cost as much as many."""
         left = {number for number, (state, _, _) in states.items() if state is State.RUNNING}
         on_rung = any(rung == pack.epoch for _, rung, _ in states.values())
-        is_new = self._task.epoch == 0 and pack.epoch > self._task.recorded
+        is_new = pack.epoch > self._task.recorded
         if not is_new or not on_rung or not 0 < len(left) <= self._settings.parks_at:
             return set()
         waiting = {

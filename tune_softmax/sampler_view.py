@@ -1,0 +1,91 @@
+"""What a sampler sees of a study: the trials that tell most, and no more than it can bear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["MAX_SEEN", "MIN_SEEN", "sampler_view"]
+
+MIN_SEEN = 10
+"""So many trials must have reached a rung to be looked at alone; TPE starts with as many."""
+
+MAX_SEEN = 256
+"""So many are seen at most, for TPE's ask takes longer with every one of them."""
+
+# Of these, the best, from which TPE takes at most 25 as good; the others are spread over the rest.
+NUM_BEST_SEEN = 64
+
+
+def sampler_view(
+    trials: Sequence[FrozenTrial], rungs: Sequence[int], *, minimize: bool
+) -> list[FrozenTrial]:
+    """Choose what a sampler is to learn from.
+
+    Where trials are stopped early, values after different numbers of epochs do not compare, and
+    short trials are known long before long ones: a sampler that sees all of them asks for more
+    and more short ones. So only trials count that have reached the highest rung that at least
+    `MIN_SEEN` have reached, as in Falkner et al. 2018, "BOHB: Robust and Efficient Hyperparameter
+    Optimization at Scale", section 3.2. Those that go on count as stopped where they are; those
+    that have not come so far count as running, for the sampler to keep away from.
+
+    Args:
+        trials: All that were asked for, in order; intermediate values are by epoch.
+        rungs: Epochs at which trials may be stopped, ascending; empty where none are.
+        minimize: Whether less is better.
+
+    Returns:
+        Trials in their order, failed ones left out; only running ones can make them more than
+        `MAX_SEEN`.
+    """
+    known = [trial for trial in trials if trial.state is not TrialState.FAIL]
+    level = max(
+        (rung for rung in rungs if sum(_num_epochs(t) >= rung for t in known) >= MIN_SEEN),
+        default=0,
+    )
+    seen: list[FrozenTrial] = []
+    learnt: list[FrozenTrial] = []
+    for trial in known:
+        is_running = trial.state is TrialState.RUNNING
+        if level and _num_epochs(trial) >= level:
+            seen.append(_stopped(trial) if is_running else trial)
+            learnt.append(seen[-1])
+        elif is_running:
+            seen.append(trial)
+        elif not level:
+            seen.append(trial)
+            learnt.append(trial)
+    if len(learnt) <= MAX_SEEN:
+        return seen
+    ranked = sorted(range(len(learnt)), key=lambda i: _rank(learnt[i], minimize=minimize))
+    rest, num_spread = ranked[NUM_BEST_SEEN:], MAX_SEEN - NUM_BEST_SEEN
+    spread = [rest[i * len(rest) // num_spread] for i in range(num_spread)]
+    kept = {id(learnt[i]) for i in (*ranked[:NUM_BEST_SEEN], *spread)}
+    return [t for t in seen if t.state is TrialState.RUNNING or id(t) in kept]
+
+
+def _num_epochs(trial: FrozenTrial) -> int:
+    return max(trial.intermediate_values, default=0)
+
+
+def _stopped(trial: FrozenTrial) -> FrozenTrial:
+    """Return a running trial as one that was stopped after its last epoch."""
+    return create_trial(
+        state=TrialState.PRUNED,
+        value=trial.intermediate_values[_num_epochs(trial)],
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _rank(trial: FrozenTrial, *, minimize: bool) -> tuple[bool, int, float]:
+    """Return what sorts trials as TPE does: complete ones by value, then by epochs and value."""
+    assert trial.value is not None
+    is_complete = trial.state is TrialState.COMPLETE
+    value = trial.value if minimize else -trial.value
+    return not is_complete, 0 if is_complete else -_num_epochs(trial), value
