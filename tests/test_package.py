@@ -38,6 +38,7 @@ ORDER = [
     "model",
     "training",
     "steps",
+    "products",
     "torch_groups",
     "native",
     "native_group",
@@ -117,7 +118,7 @@ ORDER = [
 ]
 ENGINE = [
     *("tensors", "augmentation", "model", "training"),
-    *("steps", "torch_groups", "native", "native_group", "packed", "bench"),
+    *("steps", "products", "torch_groups", "native", "native_group", "packed", "bench"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics"]
 

@@ -8,12 +8,14 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-__all__ = ["HYPERPARAMETERS", "SCHEDULES", "Config", "Reduction", "Schedule"]
+__all__ = ["HYPERPARAMETERS", "SCHEDULES", "Config", "Precision", "Reduction", "Schedule"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 Reduction = Literal["mean", "sum"]
+
+Precision = Literal["float32", "bfloat16x2", "bfloat16", "tf32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

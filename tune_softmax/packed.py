@@ -26,6 +26,7 @@ from tune_softmax.errors import PackError
 from tune_softmax.metrics import EpochMetrics
 from tune_softmax.model import initial_weights, layer_widths
 from tune_softmax.native_group import NativeGroup
+from tune_softmax.products import check_precision
 from tune_softmax.steps import Trial, effective_batch_size
 from tune_softmax.tensors import sample_order
 from tune_softmax.torch_groups import HiddenGroup, LinearGroup
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tune_softmax.config import Config, Reduction
+    from tune_softmax.config import Config, Precision, Reduction
     from tune_softmax.native import Kernels
     from tune_softmax.steps import TrialState
     from tune_softmax.tensors import TensorData
@@ -63,6 +64,7 @@ class Pack:
         seed: int,
         reduction: Reduction = "mean",
         initial_std: float = 0.01,
+        precision: Precision = "float32",
         draws: Mapping[int, int] | None = None,
         epoch: int = 0,
         states: Mapping[int, TrialState] | None = None,
@@ -75,17 +77,20 @@ class Pack:
             seed: The experiment's seed.
             reduction: Whether a mini-batch's loss is the mean or the sum over its images.
             initial_std: Standard deviation of the initial weights.
+            precision: In which to compute the products with the images; see `products.py`.
             draws: Which of the seed's initial weights each trial has; by default its number's.
             epoch: How many epochs the trials have trained already.
             states: What another pack's `state` gave for each trial, where that is not 0.
 
         Raises:
-            PackError: There is no trial to train.
+            PackError: There is no trial to train, or the device cannot compute so.
         """
         if not configs:
             raise PackError("a pack needs at least one trial, got none")
+        check_precision(precision, data.device)
         self.epoch = epoch
         self._data = data
+        self._precision: Precision = precision
         self._seed = seed
         self._reduction: Reduction = reduction
         self._finished: dict[int, Trial] = {}
@@ -195,11 +200,20 @@ class Pack:
     def _regroup(self, trials: Sequence[Trial]) -> None:
         by_number = {trial.number: trial for trial in trials}
         configs = {n: trial.config for n, trial in by_number.items()}
-        planned = plan_groups(configs, self._data, _slice(self._data))
+        kernels = _kernels(self._data, self._precision)
+        planned = plan_groups(configs, self._data, native.SLICE_ROWS if kernels else None)
         self._groups = []
         for numbers in planned:
             members = [by_number[number] for number in numbers]
-            self._groups.append(_group(members, self._data, self._reduction))
+            self._groups.append(self._group(members, kernels))
+
+    def _group(self, trials: Sequence[Trial], kernels: Kernels | None) -> _Group:
+        """Make the group that trains these trials fastest, by what is here."""
+        if trials[0].config.hidden_units:
+            return HiddenGroup(trials, self._data, self._reduction, self._precision)
+        if kernels:
+            return NativeGroup(trials, self._data, self._reduction, kernels)
+        return LinearGroup(trials, self._data, self._reduction, self._precision)
 
 
 def plan_groups(
@@ -257,22 +271,8 @@ def _place(
     return [joined if group is best else group for group in narrow]
 
 
-def _group(trials: Sequence[Trial], data: TensorData, reduction: Reduction) -> _Group:
-    """Make the group that trains these trials fastest, by what is here."""
-    if trials[0].config.hidden_units:
-        return HiddenGroup(trials, data, reduction)
-    kernels = _kernels(data)
-    if kernels:
-        return NativeGroup(trials, data, reduction, kernels)
-    return LinearGroup(trials, data, reduction)
-
-
-def _kernels(data: TensorData) -> Kernels | None:
+def _kernels(data: TensorData, precision: Precision) -> Kernels | None:
     """Return our own kernels where they train fastest."""
-    # They know one core; with more, torch's products are the faster ones.
+    # They know one core and float32; with more cores torch's products are the faster ones.
     is_for_them = data.device.type == "cpu" and torch.get_num_threads() == 1
-    return native.find() if is_for_them else None
-
-
-def _slice(data: TensorData) -> int | None:
-    return native.SLICE_ROWS if _kernels(data) else None
+    return native.find() if is_for_them and precision == "float32" else None

@@ -71,10 +71,26 @@ class TensorData:
         """The validation images likewise."""
         return self._inputs(self.validation)
 
+    @cached_property
+    def train_integers(self) -> Tensor:
+        """`train_inputs` times `pixel_max`: pixels as they are, and that in the last column."""
+        return self._integers(self.train)
+
+    @cached_property
+    def validation_integers(self) -> Tensor:
+        """The validation images likewise."""
+        return self._integers(self.validation)
+
     def _inputs(self, images: Images) -> Tensor:
         inputs = torch.ones(len(images), self.num_features + 1, device=self.device)
         scale(images.pixels, self.pixel_max, out=inputs[:, :-1])
         return inputs
+
+    def _integers(self, images: Images) -> Tensor:
+        size = (len(images), self.num_features + 1)
+        integers = torch.full(size, float(self.pixel_max), device=self.device)
+        integers[:, :-1] = images.pixels
+        return integers
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
+from tune_softmax.products import Products
 from tune_softmax.steps import Plan
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tune_softmax.config import Reduction
+    from tune_softmax.config import Precision, Reduction
+    from tune_softmax.products import Terms
     from tune_softmax.steps import Trial
     from tune_softmax.tensors import TensorData
 
@@ -95,9 +97,16 @@ class LinearGroup:
     trials. Columns of zeros follow, which stay zero.
     """
 
-    def __init__(self, trials: Sequence[Trial], data: TensorData, reduction: Reduction) -> None:
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        data: TensorData,
+        reduction: Reduction,
+        precision: Precision = "float32",
+    ) -> None:
         self.trials = trials
         self.data = data
+        self.products = Products(precision, data)
         self.plan = Plan([trial.config for trial in trials], data, reduction)
         self._shape = (data.num_classes, len(trials))
         self._num_columns = data.num_classes * len(trials)
@@ -109,6 +118,7 @@ class LinearGroup:
             )
             for i in (0, 1)
         )
+        self._terms: Terms = ()
         self._logits = self._weights.new_empty(0)
         self.parameters = [
             _Layer(
@@ -131,7 +141,6 @@ class LinearGroup:
             epoch: From 1.
             inputs: (N, D + 1) in place of the images, or None for these.
         """
-        inputs = self.data.train_inputs if inputs is None else inputs
         return _train_epoch(self, order, epoch, inputs)
 
     def evaluate(self) -> list[tuple[float, float]]:
@@ -146,17 +155,22 @@ class LinearGroup:
         )
         return [(weights, velocity)]
 
-    def logits(self, inputs: Tensor) -> Tensor:
+    def take_weights(self) -> None:
+        """Take the weights as they are now for the logits that follow."""
+        self._terms = self.products.weights(self._weights)
+
+    def logits(self, inputs: Terms) -> Tensor:
         """Return logits, (B, C, P), for inputs (B, D + 1)."""
-        if self._logits.shape[0] < len(inputs):
-            self._logits = inputs.new_empty(len(inputs), self._weights.shape[1])
-        logits = torch.mm(inputs, self._weights, out=self._logits[: len(inputs)])
+        num_rows = len(inputs[0])
+        if len(self._logits) < num_rows:
+            self._logits = self._weights.new_empty(num_rows, self._weights.shape[1])
+        logits = self.products.logits(inputs, self._terms, self._logits[:num_rows])
         by_trial: Tensor = logits[:, : self._num_columns].unflatten(1, self._shape)
         return by_trial
 
-    def add_gradient(self, inputs: Tensor, residual: Tensor) -> None:  # noqa: ARG002
+    def add_gradient(self, inputs: Terms, residual: Tensor) -> None:  # noqa: ARG002
         """Add the loss's gradient to the velocity; the residual is where the logits were."""
-        self._velocity.addmm_(inputs.T, self._logits[: len(inputs)])
+        self.products.add_gradient(inputs, self._logits[: len(inputs[0])], self._velocity)
 
 
 class HiddenGroup:
@@ -165,9 +179,16 @@ class HiddenGroup:
     Column p*H + h of the first layer is unit h of trial p; the second layer is (P, H + 1, C).
     """
 
-    def __init__(self, trials: Sequence[Trial], data: TensorData, reduction: Reduction) -> None:
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        data: TensorData,
+        reduction: Reduction,
+        precision: Precision = "float32",
+    ) -> None:
         self.trials = trials
         self.data = data
+        self.products = Products(precision, data)
         self.plan = Plan([trial.config for trial in trials], data, reduction)
         self._shape = (len(trials), trials[0].config.hidden_units)
         self._first, self._first_velocity = (
@@ -176,6 +197,7 @@ class HiddenGroup:
         self._second, self._second_velocity = (
             torch.stack([trial.layers[1][i] for trial in trials]) for i in (0, 1)
         )
+        self._terms: Terms = ()
         self._hidden = self._first.new_empty(0)
         self.parameters = [
             _Layer(
@@ -204,7 +226,6 @@ class HiddenGroup:
             epoch: From 1.
             inputs: (N, D + 1) in place of the images, or None for these.
         """
-        inputs = self.data.train_inputs if inputs is None else inputs
         return _train_epoch(self, order, epoch, inputs)
 
     def evaluate(self) -> list[tuple[float, float]]:
@@ -219,21 +240,27 @@ class HiddenGroup:
         )
         return [(first, velocity), (self._second[p].clone(), self._second_velocity[p].clone())]
 
-    def logits(self, inputs: Tensor) -> Tensor:
+    def take_weights(self) -> None:
+        """Take the weights as they are now for the logits that follow."""
+        self._terms = self.products.weights(self._first)
+
+    def logits(self, inputs: Terms) -> Tensor:
         """Return logits, (B, C, P), for inputs (B, D + 1)."""
-        hidden = torch.mm(inputs, self._first).relu_()  # (B, P * H)
+        hidden = self._first.new_empty(len(inputs[0]), self._first.shape[1])  # (B, P * H)
+        self.products.logits(inputs, self._terms, hidden).relu_()
         self._hidden = hidden.unflatten(1, self._shape).transpose(0, 1)  # (P, B, H)
         bias, weights = self._second[:, -1:], self._second[:, :-1]
         return torch.baddbmm(bias, self._hidden, weights).permute(1, 2, 0).contiguous()
 
-    def add_gradient(self, inputs: Tensor, residual: Tensor) -> None:
+    def add_gradient(self, inputs: Terms, residual: Tensor) -> None:
         """Add the loss's gradient to the velocities, from the residual of the last logits."""
         residual = residual.permute(2, 0, 1).contiguous()  # (P, B, C)
         self._second_velocity[:, :-1].baddbmm_(self._hidden.mT, residual)
         self._second_velocity[:, -1:] += residual.sum(1, keepdim=True)
         hidden_residual = torch.bmm(residual, self._second[:, :-1].mT)  # (P, B, H)
         hidden_residual.mul_(self._hidden > 0)
-        self._first_velocity.addmm_(inputs.T, hidden_residual.transpose(0, 1).flatten(1))
+        by_image = hidden_residual.transpose(0, 1).flatten(1)  # (B, P * H)
+        self.products.add_gradient(inputs, by_image, self._first_velocity)
 
 
 class _Tally:
@@ -253,10 +280,11 @@ class _Tally:
 
 
 def _train_epoch(
-    group: LinearGroup | HiddenGroup, order: Tensor, epoch: int, inputs: Tensor
+    group: LinearGroup | HiddenGroup, order: Tensor, epoch: int, moved: Tensor | None
 ) -> list[tuple[float, float]]:
     """Walk the training set once in micro-batches; return each trial's loss and accuracy."""
-    plan, data = group.plan, group.data
+    plan, data, products = group.plan, group.data, group.products
+    inputs = products.train_inputs if moved is None else moved
     buffer = inputs.new_empty(plan.rows, data.num_features + 1)
     tally = _Tally(plan.num_steps, len(group.trials), data.device)
     learning_rates = plan.learning_rates(epoch)
@@ -269,13 +297,15 @@ def _train_epoch(
             parameter.begin_step(step)
         x = buffer[: len(micro_batch)]
         torch.index_select(inputs, 0, micro_batch, out=x)
-        logits = group.logits(x)
+        terms = (x,) if moved is None else products.moved(x)
+        group.take_weights()
+        logits = group.logits(terms)
         denominator = _tally_softmax(logits, targets[step], tally, step)
         # The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60.
         weights = loss_weights[step]  # (P,)
         logits.mul_(weights / denominator)
         logits.scatter_add_(1, targets[step], (-weights).expand_as(denominator))
-        group.add_gradient(x, logits)
+        group.add_gradient(terms, logits)
         for parameter in group.parameters:
             parameter.end_step(step)
     return tally.means(len(order))
@@ -287,8 +317,9 @@ def _evaluate(group: LinearGroup | HiddenGroup) -> list[tuple[float, float]]:
     images = data.validation
     tally = _Tally(ceil(len(images) / EVALUATION_ROWS), len(group.trials), data.device)
     targets = _targets(images.labels, len(group.trials)).split(EVALUATION_ROWS)
-    for step, x in enumerate(data.validation_inputs.split(EVALUATION_ROWS)):
-        _tally_softmax(group.logits(x), targets[step], tally, step)
+    group.take_weights()
+    for step, x in enumerate(group.products.validation_inputs.split(EVALUATION_ROWS)):
+        _tally_softmax(group.logits((x,)), targets[step], tally, step)
     return tally.means(len(images))
 
 
