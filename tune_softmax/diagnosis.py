@@ -9,6 +9,7 @@ import torch
 
 from tune_softmax import environment, native
 from tune_softmax.data import default_data_dir
+from tune_softmax.products import has_fast_bfloat16
 
 __all__ = ["examine"]
 
@@ -33,6 +34,7 @@ def examine(data_dir: Path | None) -> list[str]:
         f"packages   {', '.join(f'{name} {release}' for name, release in packages.items())}",
         f"processor  {facts['processor']}, {facts['num_cpus']} CPUs to use",
         f"engine     {_engine()}",
+        f"bfloat16   {_bfloat16()}",
         f"cuda       {_gpus()}",
         f"data       {folder}: {', '.join(found) if found else 'no dataset yet'}; digits built in",
         f"disk       {free / 2**30:.1f} GiB free here",
@@ -44,6 +46,15 @@ def _engine() -> str:
     if kernels is None:
         return "torch's operations, for no kernels were compiled; install again with a C compiler"
     return f"our own kernels, built for level {kernels.level}"
+
+
+def _bfloat16() -> str:
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    fast = ["the processor"] if has_fast_bfloat16(torch.device("cpu")) else []
+    fast += [f"GPU {gpu.index}" for gpu in gpus if has_fast_bfloat16(gpu)]
+    if not fast:
+        return "no fast products, for there is neither AMX nor such a GPU; keep to float32"
+    return f"fast products on {', '.join(fast)}; model.precision bfloat16x2 uses them"
 
 
 def _gpus() -> str:

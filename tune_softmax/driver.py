@@ -145,6 +145,7 @@ def _tune(job: Job, driver: _Driver) -> None:
         cpus_per_pack=experiment.resources.cpus_per_pack,
         reduction=experiment.model.reduction,
         initial_std=experiment.model.initial_std,
+        precision=experiment.model.precision,
         parks_at=driver.parks_at,
     )
     trainable = tune.with_parameters(
@@ -216,6 +217,7 @@ class _Driver:
         self._next_pack = 1 + max((trial.pack for trial in trials), default=-1)
         self._num_epochs = sum(map(len, self.curves.values()))
         self._best: tuple[int, float] | None = None
+        self._remark = ""
         self.pack_size = self._auto_pack_size()
         self.parks_at = self.pack_size // PARK_FRACTION if job.asha else 0
         for _, kind, detail in ledger.events():
@@ -310,6 +312,9 @@ class _Driver:
                 self._states[report.number] = State.PARKED
                 self._parked[report.epoch][report.number] = live.pop(report.number)
         self._num_epochs += len(reports)
+        if result.remark and not self._remark:
+            self._remark = result.remark
+            logger.warning("%s", result.remark)
         if result.error:
             self._fail(ray_id, result.error)
         if result.out_of_memory:
@@ -353,6 +358,7 @@ class _Driver:
                 num_epochs=self._num_epochs,
                 seconds=seconds,
                 seconds_left=seconds / fresh * (total - done) if fresh else None,
+                remark=self._remark,
             )
         )
 

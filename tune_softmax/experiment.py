@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 
 from tune_softmax import strict_yaml
-from tune_softmax.config import HYPERPARAMETERS, Config, Reduction
+from tune_softmax.config import HYPERPARAMETERS, Config, Precision, Reduction
 from tune_softmax.errors import ExperimentError
 from tune_softmax.problems import Faults, Frozen, Report, near
 from tune_softmax.remedy_options import RemedyOptions
@@ -135,6 +135,11 @@ class ModelOptions(Frozen):
     initial_std: Annotated[float, Field(gt=0)] = Field(
         default=0.01,
         description="Standard deviation of the normal initial weights, > 0; biases are 0.",
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="In which packs multiply: bfloat16x2 keeps float32's accuracy nearly and is "
+        "faster on processors with AMX and on GPUs; bfloat16 loses some; tf32 is for GPUs alone.",
     )
 
 
@@ -437,7 +442,7 @@ def _experiment(document: Document, path: Path, overrides: Mapping[str, object])
         space, search, unread = _readable(values, error)
     else:
         space, search, unread = experiment.space, experiment.search, set[str]()
-        conflicts = _remedies_conflicts(experiment)
+        conflicts = (*_precision_conflicts(experiment), *_remedies_conflicts(experiment))
     for where, text in (*conflicts, *_conflicts(space, search, unread)):
         report.add(where, text)
     report.raise_if_any()
@@ -483,6 +488,15 @@ def _conflicts(
         if "num_trials" not in unread and len(search.points) > search.num_trials:
             got = f"{len(search.points)} for {search.num_trials} trials"
             yield ("search", "points"), f"must be at most search.num_trials, got {got}"
+
+
+def _precision_conflicts(experiment: Experiment) -> Iterator[tuple[KeyPath, str]]:
+    if experiment.model.precision == "tf32" and not experiment.resources.gpus_per_pack:
+        text = (
+            "tf32 is for GPUs alone, and resources.gpus_per_pack is 0; make that more, or take "
+            "float32 or bfloat16x2"
+        )
+        yield ("model", "precision"), text
 
 
 def _remedies_conflicts(experiment: Experiment) -> Iterator[tuple[KeyPath, str]]:

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from tune_softmax.config import Precision
     from tune_softmax.tensors import TensorData
 
-__all__ = ["Products", "Terms", "bfloat16_terms", "check_precision", "has_fast_bfloat16"]
+__all__ = [
+    "Products",
+    "Terms",
+    "bfloat16_terms",
+    "check_precision",
+    "has_fast_bfloat16",
+    "remark_on",
+]
 
 Terms: TypeAlias = "tuple[Tensor, ...]"
 """Matrices of one shape whose sum stands for one matrix, the largest first."""
@@ -52,6 +59,17 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= AMPERE
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def remark_on(precision: Precision, device: torch.device) -> str | None:
+    """Return what to tell who asked for a precision that gains nothing on a device."""
+    if precision == "float32" or has_fast_bfloat16(device):
+        return None
+    lacking = "a GPU of compute capability below 8.0" if device.type == "cuda" else "no AMX"
+    return (
+        f"model.precision: {precision} will not be faster here, with {lacking}, but slower than "
+        "float32; losses are what they would be where it is faster"
+    )
 
 
 def bfloat16_terms(matrix: Tensor, out: Terms) -> Terms:

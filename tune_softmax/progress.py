@@ -35,6 +35,7 @@ class Snapshot:
         num_epochs: Trial-epochs trained.
         seconds: Since the search began.
         seconds_left: An estimate, once there is something to base it on.
+        remark: What the search does and who asked for it should know, to be said once.
     """
 
     phase: str
@@ -45,6 +46,7 @@ class Snapshot:
     num_epochs: int = 0
     seconds: float = 0.0
     seconds_left: float | None = None
+    remark: str = ""
 
     @property
     def num_done(self) -> int:
@@ -82,6 +84,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._phase = ""
+        self._remark = ""
         self._shown_at = 0.0
         self._live = Progress(
             SpinnerColumn(),
@@ -108,6 +111,9 @@ class Display:
 
     def __call__(self, snapshot: Snapshot) -> None:
         """Show a snapshot."""
+        if snapshot.remark != self._remark:
+            self._remark = snapshot.remark
+            self._console.print(snapshot.remark, highlight=False, soft_wrap=True)
         if self._console.is_terminal:
             started = bool(snapshot.states)
             self._live.update(

@@ -37,7 +37,8 @@ MAX_WRONG = 24
 def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) -> None:
     """Train a trial once more on training and validation images, and save it as the winner.
 
-    The model is the confirmation's own of that seed: the same seed, weights and order. Beside it
+    The model is the confirmation's own of that seed: the same seed, weights, order and precision
+    (but tf32 becomes float32 where there is no GPU). Beside it
     trains the same configuration without weight decay, L1 and augmentation, where it has any of
     them: the baseline that the winner's confusion matrix is held against.
 
@@ -64,6 +65,9 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = to_tensors(data.view(dataset, seed=seed, with_validation=True), device)
     config = found.config(trial)
+    precision = experiment.model.precision
+    if precision == "tf32" and device == "cpu":  # the search had its GPUs elsewhere
+        precision = "float32"
     baseline = replace(config, weight_decay=0.0, l1=0.0, augmentation=0.0)
     configs = {0: config} if baseline == config else {0: config, 1: baseline}
     with small_model_settings():
@@ -73,6 +77,7 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
             seed=seed,
             reduction=experiment.model.reduction,
             initial_std=experiment.model.initial_std,
+            precision=precision,
             draws=dict.fromkeys(configs, 0),
         )
         for _ in range(config.num_epochs):

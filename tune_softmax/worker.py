@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.agenda import Task, View
     from tune_softmax.asha import Verdict
-    from tune_softmax.config import Reduction
+    from tune_softmax.config import Precision, Reduction
     from tune_softmax.data import Dataset, Split
     from tune_softmax.metrics import EpochMetrics
     from tune_softmax.packed import Pack
@@ -68,6 +68,7 @@ class Settings:
         cpus_per_pack: Threads.
         reduction: Whether a mini-batch's loss is the mean or the sum over its images.
         initial_std: Standard deviation of the initial weights.
+        precision: In which products with the images are computed.
         parks_at: A pack that is down to so many trials on a rung parks them.
     """
 
@@ -75,6 +76,7 @@ class Settings:
     cpus_per_pack: int
     reduction: Reduction
     initial_std: float
+    precision: Precision
     parks_at: int
 
 
@@ -87,12 +89,14 @@ class PackResult:
         reports: Of its trials' epochs, in their order.
         error: The traceback, if the pack raised.
         out_of_memory: Whether memory was too little for a pack of this size.
+        remark: What to tell who asked for it, if there is anything.
     """
 
     pack: int
     reports: list[Report]
     error: str | None = None
     out_of_memory: bool = False
+    remark: str | None = None
 
 
 class PackTrainable(tune.Trainable):
@@ -155,7 +159,7 @@ class PackTrainable(tune.Trainable):
             is_over = True
         if is_over:
             self._pack = None
-        result = PackResult(self._task.pack, reports, error, is_small)
+        result = PackResult(self._task.pack, reports, error, is_small, self._remark())
         return {"result": result, "done": is_over}
 
     def _start(self, config: dict[str, Any]) -> None:
@@ -175,6 +179,7 @@ class PackTrainable(tune.Trainable):
             seed=task.view.seed,
             reduction=self._settings.reduction,
             initial_std=self._settings.initial_std,
+            precision=self._settings.precision,
             draws={number: one.draw for number, one in task.tasks.items()},
             epoch=0 if lost else task.epoch,
             states=None if lost or not task.epoch else states,
@@ -183,13 +188,19 @@ class PackTrainable(tune.Trainable):
             pack.train_epoch()
         return pack
 
+    def _remark(self) -> str | None:
+        import torch
+
+        from tune_softmax.products import remark_on
+
+        return remark_on(self._settings.precision, torch.device(_device()))
+
     def _view(self, view: View) -> TensorData:
         """Return the images that the pack trains on, kept until a pack trains on others."""
         from tune_softmax import data
         from tune_softmax.tensors import to_tensors
 
         if self._data is None or self._data[0] != view:
-            device = "cuda" if ray.get_gpu_ids() else "cpu"
             self._data = None
             dataset = self._dataset
             if view.train_fraction < 1 or view.with_validation:
@@ -199,7 +210,7 @@ class PackTrainable(tune.Trainable):
                     train_fraction=view.train_fraction,
                     with_validation=view.with_validation,
                 )
-            self._data = (view, to_tensors(dataset, device))
+            self._data = (view, to_tensors(dataset, _device()))
         return self._data[1]
 
     def _fetch(self) -> dict[int, TrialState]:
@@ -297,6 +308,10 @@ class PackTrainable(tune.Trainable):
         return FinalTest(
             found.loss, found.accuracy, tuple(tuple(row) for row in found.confusion.tolist())
         )
+
+
+def _device() -> str:
+    return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
