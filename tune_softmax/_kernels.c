@@ -48,6 +48,16 @@
     double *loss;         /* (P,) sums of cross-entropy, added to */                          \
     int64_t *num_correct; /* (P,) */
 
+/* Round to the nearest that bfloat16 holds, ties to even. */
+INLINE float round_to_bfloat16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+    float rounded;
+    memcpy(&rounded, &bits, sizeof rounded);
+    return x == x ? rounded : x;
+}
+
 #define REAL float
 #define NAME(name) name##_float32
 #define EXP vector_exp_float32
@@ -311,6 +321,44 @@ void NAME(evaluate)(const NAME(Epoch) * e) {
         NAME(forward)(e, x, rows, z);
         NAME(softmax)(e, z, first, rows, NULL, of_trial);
     }
+}
+
+/* One row of `step`. */
+INLINE void NAME(step_row)(REAL *restrict w, REAL *restrict v, REAL *restrict first,
+                           REAL *restrict second, const REAL *restrict rates,
+                           const REAL *restrict momentum, const REAL *restrict weight_decay,
+                           const REAL *restrict l1, int64_t N, const int is_penalized,
+                           const int has_second) {
+    for (int64_t n = 0; n < N; n++) {
+        const REAL moved = w[n] - rates[n] * v[n];
+        REAL next = momentum[n] * v[n];
+        if (is_penalized)
+            next += weight_decay[n] * moved + l1[n] * ((REAL)(moved > 0) - (REAL)(moved < 0));
+        const REAL term = (REAL)round_to_bfloat16((float)moved);
+        w[n] = moved;
+        v[n] = next;
+        first[n] = term;
+        if (has_second) second[n] = (REAL)round_to_bfloat16((float)(moved - term));
+    }
+}
+
+/* End one step and begin the next, for weights and velocity that stand as they do in torch, (K, N)
+ * with the bias last: move the weights, split them into one or two bfloat16 terms, and set the
+ * velocity to all of the next one but its gradient. Coefficients are (N,); `second` may be NULL. */
+void NAME(step)(REAL *weights, REAL *velocity, REAL *first, REAL *second, const REAL *rates,
+                const REAL *momentum, const REAL *weight_decay, const REAL *l1, int64_t K,
+                int64_t N) {
+#define STEP_ROW(is_penalized, has_second)                                                 \
+    NAME(step_row)(weights + k * N, velocity + k * N, first + k * N,                       \
+                   (has_second) ? second + k * N : NULL, rates, momentum, weight_decay, l1, \
+                   N, is_penalized, has_second)
+    for (int64_t k = 0; k < K; k++) {
+        if (second && k < K - 1) STEP_ROW(1, 1);
+        else if (second) STEP_ROW(0, 1);
+        else if (k < K - 1) STEP_ROW(1, 0);
+        else STEP_ROW(0, 0);
+    }
+#undef STEP_ROW
 }
 
 #undef LANES

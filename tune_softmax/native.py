@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 __all__ = ["PANEL", "SLICE_ROWS", "Kernels", "find"]
@@ -86,6 +88,23 @@ class Kernels:
     def evaluate(self, tensors: dict[str, Tensor | None], numbers: dict[str, float]) -> None:
         """Tally a group's loss and right answers on images, in the same terms."""
         self._call("evaluate", tensors, numbers)
+
+    def step(
+        self, weights: Tensor, velocity: Tensor, terms: Sequence[Tensor], rows: Sequence[Tensor]
+    ) -> None:
+        """End one step of SGD and begin the next in one pass over the weights.
+
+        Args:
+            weights: (D + 1, N), moved by -rate * velocity.
+            velocity: The same shape; set to all of the next one but its gradient.
+            terms: One or two of the same shape: the weights as bfloat16 terms.
+            rows: The step's rates, and momentum, weight decay and L1 of the next, (N,) each.
+        """
+        function = self._function("step", weights.dtype)
+        second = terms[1] if len(terms) > 1 else None
+        tensors = (weights, velocity, terms[0], second, *rows)
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        function(*map(ctypes.c_void_p, pointers), *map(ctypes.c_int64, weights.shape))
 
     def _call(
         self, name: str, tensors: dict[str, Tensor | None], numbers: dict[str, float]

@@ -200,8 +200,9 @@ class Pack:
     def _regroup(self, trials: Sequence[Trial]) -> None:
         by_number = {trial.number: trial for trial in trials}
         configs = {n: trial.config for n, trial in by_number.items()}
-        kernels = _kernels(self._data, self._precision)
-        planned = plan_groups(configs, self._data, native.SLICE_ROWS if kernels else None)
+        kernels = _kernels(self._data)
+        is_native = kernels is not None and self._precision == "float32"
+        planned = plan_groups(configs, self._data, native.SLICE_ROWS if is_native else None)
         self._groups = []
         for numbers in planned:
             members = [by_number[number] for number in numbers]
@@ -211,9 +212,9 @@ class Pack:
         """Make the group that trains these trials fastest, by what is here."""
         if trials[0].config.hidden_units:
             return HiddenGroup(trials, self._data, self._reduction, self._precision)
-        if kernels:
+        if kernels and self._precision == "float32":
             return NativeGroup(trials, self._data, self._reduction, kernels)
-        return LinearGroup(trials, self._data, self._reduction, self._precision)
+        return LinearGroup(trials, self._data, self._reduction, self._precision, kernels)
 
 
 def plan_groups(
@@ -271,8 +272,8 @@ def _place(
     return [joined if group is best else group for group in narrow]
 
 
-def _kernels(data: TensorData, precision: Precision) -> Kernels | None:
+def _kernels(data: TensorData) -> Kernels | None:
     """Return our own kernels where they train fastest."""
-    # They know one core and float32; with more cores torch's products are the faster ones.
+    # They know one core; with more, torch's products are the faster ones.
     is_for_them = data.device.type == "cpu" and torch.get_num_threads() == 1
-    return native.find() if is_for_them and precision == "float32" else None
+    return native.find() if is_for_them else None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tune_softmax.config import Precision, Reduction
+    from tune_softmax.native import Kernels
     from tune_softmax.products import Terms
     from tune_softmax.steps import Trial
     from tune_softmax.tensors import TensorData
@@ -69,6 +70,7 @@ class _Layer:
         self._weight_decay = rows(plan.weight_decay)
         self._l1 = rows(plan.l1)
         self._rates: Sequence[Tensor] = ()
+        self._zeros = widen(torch.zeros_like(plan.loss_weights[:1]))[0]
 
     def begin_epoch(self, learning_rates: Tensor) -> None:
         """Take the epoch's step sizes, (steps, P)."""
@@ -89,6 +91,12 @@ class _Layer:
         """Move the weights by -learning_rate * velocity."""
         self._weights.addcmul_(self._velocity, self._rates[step], value=-1)
 
+    def advance(self, step: int, terms: Terms, kernels: Kernels) -> None:
+        """End a step and begin the next, and split the weights into terms, in one pass."""
+        tables = (self._momentum, self._weight_decay, self._l1)
+        following = [self._zeros if table is None else table[step + 1] for table in tables]
+        kernels.step(self._weights, self._velocity, terms, [self._rates[step], *following])
+
 
 class LinearGroup:
     """Softmax regression: one product for all trials.
@@ -103,7 +111,17 @@ class LinearGroup:
         data: TensorData,
         reduction: Reduction,
         precision: Precision = "float32",
+        kernels: Kernels | None = None,
     ) -> None:
+        """Take the trials as they are.
+
+        Args:
+            trials: Of one augmentation, without a hidden layer.
+            data: The images, on the device to train on.
+            reduction: Whether a mini-batch's loss is the mean or the sum over its images.
+            precision: In which to multiply.
+            kernels: What splits weights into terms, where there are some and they are on a CPU.
+        """
         self.trials = trials
         self.data = data
         self.products = Products(precision, data)
@@ -118,6 +136,7 @@ class LinearGroup:
             )
             for i in (0, 1)
         )
+        self._kernels = kernels
         self._terms: Terms = ()
         self._logits = self._weights.new_empty(0)
         self.parameters = [
@@ -154,6 +173,19 @@ class LinearGroup:
             for tensor in (self._weights, self._velocity)
         )
         return [(weights, velocity)]
+
+    def begin_step(self, step: int) -> None:
+        """Make the velocity and the weights' terms ready, unless the step before has."""
+        if self._kernels is None or step == 0:
+            self.parameters[0].begin_step(step)
+            self.take_weights()
+
+    def end_step(self, step: int) -> None:
+        """Move the weights."""
+        if self._kernels is None or step + 1 == self.plan.num_steps:
+            self.parameters[0].end_step(step)
+        else:
+            self.parameters[0].advance(step, self._terms, self._kernels)
 
     def take_weights(self) -> None:
         """Take the weights as they are now for the logits that follow."""
@@ -240,6 +272,17 @@ class HiddenGroup:
         )
         return [(first, velocity), (self._second[p].clone(), self._second_velocity[p].clone())]
 
+    def begin_step(self, step: int) -> None:
+        """Make the velocities and the weights' terms ready."""
+        for parameter in self.parameters:
+            parameter.begin_step(step)
+        self.take_weights()
+
+    def end_step(self, step: int) -> None:
+        """Move the weights."""
+        for parameter in self.parameters:
+            parameter.end_step(step)
+
     def take_weights(self) -> None:
         """Take the weights as they are now for the logits that follow."""
         self._terms = self.products.weights(self._first)
@@ -293,12 +336,10 @@ def _train_epoch(
     loss_weights = plan.loss_weights.unbind()
     targets = _targets(data.train.labels[order], len(group.trials)).split(plan.rows)
     for step, micro_batch in enumerate(order.split(plan.rows)):
-        for parameter in group.parameters:
-            parameter.begin_step(step)
+        group.begin_step(step)
         x = buffer[: len(micro_batch)]
         torch.index_select(inputs, 0, micro_batch, out=x)
         terms = (x,) if moved is None else products.moved(x)
-        group.take_weights()
         logits = group.logits(terms)
         denominator = _tally_softmax(logits, targets[step], tally, step)
         # The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60.
@@ -306,8 +347,7 @@ def _train_epoch(
         logits.mul_(weights / denominator)
         logits.scatter_add_(1, targets[step], (-weights).expand_as(denominator))
         group.add_gradient(terms, logits)
-        for parameter in group.parameters:
-            parameter.end_step(step)
+        group.end_step(step)
     return tally.means(len(order))
 
 
