@@ -80,6 +80,18 @@ def test_the_images_are_like_the_real_ones():
     assert torch.equal(data.train.pixels, again.train.pixels)
 
 
+def test_packs_are_measured_in_the_precision_asked_for(monkeypatch):
+    """Every pack trains in it, one at a time does not, and the table says so."""
+    seen = []
+    pack = bench.Pack
+    monkeypatch.setattr(
+        bench, "Pack", lambda *a, precision, **k: seen.append(precision) or pack(*a, **k)
+    )
+    rows = bench_packed(**{**TINY, "repeats": 1}, precision="bfloat16x2")
+    assert set(seen) == {"bfloat16x2"}
+    assert "packs in bfloat16x2" in format_table(rows)
+
+
 def test_the_number_of_threads_is_put_back():
     """The bench computes with its own number of threads, and leaves the caller's."""
     before = torch.get_num_threads()
@@ -142,6 +154,7 @@ def test_json_holds_what_the_table_holds():
         ({"pack_sizes": ()}, "bench: pack_sizes must be at least 1, got"),
         ({"num_threads": 0}, "bench: num_threads must be at least 1, got 0"),
         ({"device": "tpu"}, "bench: device must be cpu, cuda or cuda:N, got 'tpu'"),
+        ({"precision": "float16"}, "bench: precision must be float32, bfloat16x2, bfloat16, tf32"),
     ],
 )
 def test_wrong_options_are_refused(changes, message):

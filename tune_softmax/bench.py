@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil, gcd, prod
 from statistics import fmean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from tune_softmax.config import Config
+from tune_softmax.config import Config, Precision
 from tune_softmax.errors import ExperimentError, TuneSoftmaxError
 from tune_softmax.packed import Pack, plan_groups
+from tune_softmax.products import check_precision
 from tune_softmax.tensors import Images, TensorData
 from tune_softmax.torch_groups import EVALUATION_ROWS
 from tune_softmax.training import train
@@ -62,6 +63,7 @@ class Workload:
         num_images: Training images, at least 1.
         num_validation: Validation images, at least 1.
         repeats: How often everything is measured, at least 1.
+        precision: In which packs multiply; one at a time and the products alone are float32.
     """
 
     device: str
@@ -71,6 +73,7 @@ class Workload:
     num_images: int
     num_validation: int
     repeats: int
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -80,6 +83,12 @@ class Workload:
                     raise ExperimentError(
                         f"bench: device must be cpu, cuda or cuda:N, got {value!r}"
                     )
+            elif name == "precision":
+                if value not in get_args(Precision):
+                    raise ExperimentError(
+                        f"bench: precision must be {', '.join(get_args(Precision))}, got {value!r}"
+                    )
+                check_precision(value, torch.device(self.device))
             elif not value or min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ExperimentError(f"bench: {name} must be at least 1, got {value}")
 
@@ -96,6 +105,7 @@ class Workload:
             f"{self.num_images:,} training and {self.num_validation:,} validation images, "
             f"random ones of Fashion-MNIST's shape ({height} x {width}, {NUM_CLASSES} classes)\n"
             f"batch sizes {', '.join(map(str, self.batch_sizes))}; {hardware}; "
+            f"packs in {self.precision}; "
             f"torch {torch.__version__}; medians of {self.repeats}"
         )
 
@@ -150,6 +160,7 @@ def bench_packed(
     repeats: int = 3,
     num_threads: int = 1,
     device: str = "cpu",
+    precision: Precision = "float32",
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Time one trial at a time, every pack size, and the products alone, in turn and repeatedly.
@@ -162,6 +173,7 @@ def bench_packed(
         repeats: Rounds over all ways.
         num_threads: Put back afterwards.
         device: Where to train.
+        precision: In which packs multiply.
         on_progress: Called after each measurement with how many are done, and which it was.
 
     Returns:
@@ -178,6 +190,7 @@ def bench_packed(
         num_images=num_images,
         num_validation=num_validation,
         repeats=repeats,
+        precision=precision,
     )
     _check_device(device)
     ways = [_Way(size, _packs(size, workload)) for size in (0, *workload.pack_sizes)]
@@ -187,7 +200,7 @@ def bench_packed(
         done = 0
         for _ in range(repeats):
             for way in ways:
-                way.seconds.append(_time_training(way, data))
+                way.seconds.append(_time_training(way, data, precision))
                 way.floor.append(_time_products(way, data))
                 done += 1
                 on_progress(f"{done} of {repeats * len(ways)}: {_name(way.pack_size)}")
@@ -312,17 +325,18 @@ def _warm_up(ways: Sequence[_Way], data: TensorData, workload: Workload) -> None
     )
     few = replace(data, train=train_images, validation=validation_images)
     for way in ways:
-        _time_training(way, few)
+        _time_training(way, few, workload.precision)
         _time_products(way, few)
 
 
-def _time_training(way: _Way, data: TensorData) -> float:
+def _time_training(way: _Way, data: TensorData, precision: Precision) -> float:
     """Return seconds per trial-epoch as training reports them, the mean over the way's packs."""
     measured: list[EpochMetrics] = []
     for configs in way.packs:
         _synchronize(data.device)
         if way.pack_size:
-            measured.extend(Pack(configs, data, seed=0).train_epoch().values())
+            pack = Pack(configs, data, seed=0, precision=precision)
+            measured.extend(pack.train_epoch().values())
         else:
             for config in configs.values():
                 train(config, data, seed=0, on_epoch=lambda _, epoch: measured.append(epoch))
@@ -402,6 +416,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-images", type=int, help="training images")
     parser.add_argument("--num-validation", type=int, help="validation images")
     parser.add_argument("--repeats", type=int, help="rounds; medians are printed")
+    parser.add_argument("--precision", help="in which packs multiply: float32, bfloat16x2, ...")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = vars(parser.parse_args(arguments))
     form = to_json if options.pop("json", False) else format_table

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tune_softmax.config import Precision  # noqa: TC001 - typer reads it
+
 __all__ = ["packed"]
 
 
@@ -20,6 +22,9 @@ def packed(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a pack.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="In which packs multiply; the products alone are float32.")
+    ] = "float32",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file too.")
     ] = None,
@@ -35,6 +40,7 @@ def packed(
             repeats=repeats,
             num_threads=num_threads,
             device=device,
+            precision=precision,
             on_progress=status.update,
         )
     print(benchmark.format_table(rows))
