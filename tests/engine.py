@@ -57,9 +57,9 @@ def train_alone(configs, data, *, seed=0, reduction="mean"):
     return outcomes
 
 
-def train_packed(configs, data, *, seed=0, reduction="mean"):
+def train_packed(configs, data, *, seed=0, reduction="mean", precision="float32"):
     """Train all configurations as one pack, each to its last epoch."""
-    pack = Pack(configs, data, seed=seed, reduction=reduction)
+    pack = Pack(configs, data, seed=seed, reduction=reduction, precision=precision)
     curves = {number: [] for number in configs}
     while pack.numbers:
         for number, metrics in pack.train_epoch().items():

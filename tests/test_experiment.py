@@ -176,6 +176,8 @@ WRONG_VALUES = [
     ("dataset.split_seed", "-1", "must be an integer >= 0 and < 4294967296, got -1"),
     ("model.reduction", "median", "must be one of mean, sum, got 'median'"),
     ("model.initial_std", "0", "must be a number > 0, got 0"),
+    ("model.precision", "bf16", "must be one of float32, bfloat16x2, bfloat16, tf32, got 'bf16'"),
+    ("model.precision", "tf32", "tf32 is for GPUs alone, and resources.gpus_per_pack is 0; make"),
     ("search", "", "must be a mapping with num_trials, time_budget_s, "),
     ("search.num_trials", "0", f"{POSITIVE}, got 0"),
     ("search.num_trials", "-1", f"{POSITIVE}, got -1"),
@@ -410,6 +412,7 @@ def test_defaults_are_those_of_the_documentation():
     assert round(60_000 * experiment.dataset.validation) == 10_000
     assert (experiment.dataset.train_fraction, experiment.dataset.split_seed) == (1.0, 0)
     assert (experiment.model.reduction, experiment.model.initial_std) == ("mean", 0.01)
+    assert experiment.model.precision == "float32"
     search = experiment.search
     assert (search.num_trials, search.time_budget_s, search.sampler) == (64, None, "tpe")
     assert (search.metric, search.mode, search.pack_size) == ("validation_loss", "min", "auto")

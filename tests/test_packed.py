@@ -169,6 +169,75 @@ def test_hidden_layers_in_float32_are_within_rounding(images):
         assert difference(packed_[number], alone[number]) < 1e-4
 
 
+# Trials that train far from the edge of stability, with hidden layers and moved images among them.
+CALM = {n: config for n, config in gentle(MIXED_24).items() if n % 2}
+CALM |= {100 + n: config for n, config in HIDDEN.items() if config.hidden_units}
+CALM |= {200 + n: replace(CALM[n], augmentation=0.5) for n in (5, 11)}
+CALM = {n: replace(config, learning_rate=config.learning_rate / 8) for n, config in CALM.items()}
+
+
+@pytest.fixture(scope="module")
+def calm_alone(loaded_images):
+    """Return some of the images, and what each calm trial becomes alone on them."""
+    few = Images(loaded_images.train.pixels[:1500], loaded_images.train.labels[:1500])
+    data = replace(loaded_images, train=few)
+    return data, train_alone(CALM, data)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    ("precision", "weights", "losses"),
+    [("float32", 1e-5, 1e-6), ("bfloat16x2", 1e-5, 1e-6), ("bfloat16", 1e-2, 1e-3)],
+)
+def test_every_precision_means_what_single_training_means(calm_alone, precision, weights, losses):
+    """Whatever precision a pack multiplies in, it is as near to single training as is stated."""
+    data, alone = calm_alone
+    together = train_packed(CALM, data, precision=precision)
+    for number in CALM:
+        assert difference(together[number], alone[number]) < weights
+        off = (together[number].curves - alone[number].curves)[:, ::2].abs()
+        assert off.max() < losses
+
+
+@pytest.mark.parametrize("hidden_units", [0, 4])
+@pytest.mark.parametrize("precision", ["bfloat16x2", "bfloat16"])
+def test_no_neighbour_disturbs_a_trial_in_any_precision(precision, hidden_units):
+    """Neither one that diverges nor one that leaves changes more than rounding would."""
+    data = random_data(90)
+    calm = {n: replace(PLAIN, num_epochs=3, hidden_units=hidden_units) for n in (0, 2)}
+    wild = {1: replace(calm[0], batch_size=8, **DIVERGING), 3: replace(calm[0], num_epochs=1)}
+    pack = Pack({**calm, **wild}, data, seed=0, precision=precision)
+    for _ in range(3):
+        measured = pack.train_epoch()
+    assert not measured[1].is_finite
+    expected = train_packed(calm, data, precision=precision)
+    for number in calm:
+        torch.testing.assert_close(
+            flat_weights(pack.weights(number)), expected[number].weights, rtol=1e-4, atol=1e-4
+        )
+        assert measured[number].is_finite
+
+
+@pytest.mark.slow
+def test_a_long_run_in_two_terms_ends_at_float32s_loss(loaded_images):
+    """After 20 epochs validation losses differ by less than 1e-3, the least that was asked."""
+    configs = {
+        n: Config(
+            batch_size=(64, 128, 256)[n % 3],
+            num_epochs=20,
+            learning_rate=(0.01, 0.03, 0.05)[n % 3],
+            learning_rate_schedule=SCHEDULES[n // 2 % 3],
+            weight_decay=(0.0, 1e-3)[n % 2],
+            momentum=(0.0, 0.5, 0.8)[n // 3 % 3],
+        )
+        for n in range(9)
+    }
+    expected = train_packed(configs, loaded_images)
+    found = train_packed(configs, loaded_images, precision="bfloat16x2")
+    for number in configs:
+        assert (found[number].curves - expected[number].curves)[:, 2].abs().max() < 1e-3
+
+
 @pytest.mark.usefixtures("double_precision", "engine")
 def test_augmented_trials_see_what_they_see_alone():
     """Trials of three strengths, with a hidden layer and without, share a pack exactly."""

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
 from tune_softmax import experiment as experiments
 from tune_softmax import results, running
@@ -19,6 +20,7 @@ from tune_softmax.config import Config
 from tune_softmax.data import load_dataset
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
+from tune_softmax.products import has_fast_bfloat16
 from tune_softmax.run_folder import RunFolder
 from tune_softmax.tensors import to_tensors
 from tune_softmax.training import train
@@ -392,6 +394,25 @@ def test_changed_data_refuse_a_resume(tmp_path):
     assert refused.returncode == 2
     assert "0000" in refused.stderr
     assert "--data-dir" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(has_fast_bfloat16(torch.device("cpu")), reason="it would be faster here")
+def test_a_precision_is_trained_in_remarked_on_and_kept(tmp_path):
+    """Two terms give float32's losses, a search remarks on slowness, a resume keeps to them."""
+    losses = {}
+    for precision in ("float32", "bfloat16x2"):
+        path = write(tmp_path, f"{{num_trials: 3, asha: none}}\nmodel: {{precision: {precision}}}")
+        finished = run("search", path, "--run-dir", tmp_path / precision, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.count("will not be faster here") == (precision != "float32")
+        losses[precision] = results.load(tmp_path / precision).trials["last_validation_loss"]
+    assert (losses["float32"] - losses["bfloat16x2"]).abs().max() < 1e-3
+    experiment = RunFolder(tmp_path / "bfloat16x2").experiment
+    experiment.write_text(experiment.read_text().replace("bfloat16x2", "bfloat16"))
+    refused = run("resume", tmp_path / "bfloat16x2", "--num-trials", 4, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "model.precision was 'bfloat16x2' and is 'bfloat16'" in refused.stderr
 
 
 @pytest.mark.slow
