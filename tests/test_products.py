@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 from tune_softmax import native, products
 from tune_softmax.config import Config
+from tune_softmax.diagnosis import examine
 from tune_softmax.errors import PackError
 from tune_softmax.packed import Pack
 from tune_softmax.products import (
@@ -208,10 +209,12 @@ def test_tf32_is_refused_where_there_is_no_gpu():
     ],
 )
 def test_amx_alone_is_fast(flags, is_fast, monkeypatch):
-    """OneDNN computes float32 matrices in bfloat16 with AMX alone; the rest is told so."""
+    """OneDNN computes float32 matrices in bfloat16 with AMX alone; others and doctor say so."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     assert has_fast_bfloat16(CPU) == is_fast
     assert remark_on("float32", CPU) is None
+    (line,) = [line for line in examine(None) if line.startswith("bfloat16 ")]
+    assert ("fast products on the processor" in line) == is_fast
     for precision in REDUCED:
         remark = remark_on(precision, CPU)
         if is_fast:

@@ -88,7 +88,6 @@ class Workload:
                     raise ExperimentError(
                         f"bench: precision must be {', '.join(get_args(Precision))}, got {value!r}"
                     )
-                check_precision(value, torch.device(self.device))
             elif not value or min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ExperimentError(f"bench: {name} must be at least 1, got {value}")
 
@@ -181,6 +180,7 @@ def bench_packed(
 
     Raises:
         ExperimentError: An option is out of range, or the device cannot be used.
+        PackError: The device cannot compute in this precision.
     """
     workload = Workload(
         device=device,
@@ -193,6 +193,7 @@ def bench_packed(
         precision=precision,
     )
     _check_device(device)
+    check_precision(precision, torch.device(device))
     ways = [_Way(size, _packs(size, workload)) for size in (0, *workload.pack_sizes)]
     data = random_data(workload)
     with _threads(num_threads):
