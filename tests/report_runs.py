@@ -126,6 +126,7 @@ def path_points():
             "train_loss": 0.3 + 0.01 * (steps + 3) ** 2,
             "validation_loss": 0.35 + 0.01 * steps**2,
             "suboptimality_bound": 1e-8,
+            "validation_loss_bound": 2e-6,
         }
     )
 

@@ -37,6 +37,8 @@ ORDER = [
     "augmentation",
     "model",
     "training",
+    "curvature",
+    "optimum",
     "steps",
     "native",
     "products",
@@ -51,6 +53,8 @@ ORDER = [
     "ledger",
     "run_folder",
     "results",
+    "oracle_cache",
+    "oracle",
     "audit",
     "stores",
     "copy_list",
@@ -111,13 +115,14 @@ ORDER = [
     "commands.copies",
     "commands.export",
     "commands.models",
+    "commands.oracle",
     "commands.report",
     "commands.testing",
     "commands.searching",
     "cli",
 ]
 ENGINE = [
-    *("tensors", "augmentation", "model", "training"),
+    *("tensors", "augmentation", "model", "training", "curvature", "optimum"),
     *("steps", "products", "torch_groups", "native", "native_group", "packed", "bench"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics"]

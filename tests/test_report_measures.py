@@ -17,6 +17,7 @@ from tune_softmax.report.measures import (
     confusion_differences,
     gaps,
     history,
+    regret,
     rungs,
     spending,
 )
@@ -52,10 +53,11 @@ def trials_of(rows):
                 "seconds": 0.5 * epochs,
                 "l1": 0.0,
                 "hidden_units": 0,
+                "augmentation": 0.0,
             }
         )
     columns = ["number", "state", "num_epochs", "epochs_trained", "rung", "last_validation_loss"]
-    columns += ["last_train_loss", "seconds", "l1", "hidden_units"]
+    columns += ["last_train_loss", "seconds", "l1", "hidden_units", "augmentation"]
     floats = dict.fromkeys(["last_validation_loss", "last_train_loss", "seconds"], "float64")
     return pd.DataFrame(made, columns=columns).astype({"rung": "Int64", **floats})
 
@@ -138,11 +140,22 @@ def test_a_gap_is_validation_minus_training():
 
 
 def test_only_l2_alone_is_comparable_to_the_path():
-    """L1 and a hidden layer leave the path."""
-    trials = trials_of([(State.COMPLETE, 1, 1, 1.0, 1.0)] * 3)
+    """L1, a hidden layer and moved images leave the path."""
+    trials = trials_of([(State.COMPLETE, 1, 1, 1.0, 1.0)] * 4)
     trials.loc[1, "l1"] = 0.1
     trials.loc[2, "hidden_units"] = 8
+    trials.loc[3, "augmentation"] = 0.5
     assert comparable(trials)["number"].tolist() == [0]
+
+
+def test_regret_is_of_complete_and_comparable_trials():
+    """The best of them minus the best on the path; none without any."""
+    path = pd.DataFrame({"weight_decay": [1e-3, 1e-2], "validation_loss": [0.5, 0.25]})
+    rows = [(State.COMPLETE, 1, 1, loss, 1.0) for loss in (1.0, 0.75, 0.5)]
+    trials = trials_of([*rows, (State.PRUNED, 8, 4, 0.1, 1.0), (State.FAIL, 1, 1, 0.1, 1.0)])
+    trials.loc[2, "l1"] = 0.1
+    assert regret(trials, path) == 0.5
+    assert regret(trials.assign(l1=0.1), path) is None
 
 
 def test_every_cell_is_a_recall_of_classes_told_otherwise():

@@ -332,6 +332,26 @@ class Experiment(Frozen):
             )
         return self.remedies
 
+    def check_convex(self) -> None:
+        """Raise ExperimentError unless some of its trials are convex problems that are compared.
+
+        These are softmax regression with L2 alone, on the images as they are, with the mean as
+        loss: the sum makes of one weight decay another penalty in every batch size.
+        """
+        wrong = [
+            f"space.{name} is {getattr(self.space, name)}"
+            for name in ("l1", "hidden_units", "augmentation")
+            if not self.space.contains(name, 0)
+        ]
+        if self.model.reduction != "mean":
+            wrong.append(f"model.reduction is {self.model.reduction}")
+        if wrong:
+            raise ExperimentError(
+                f"experiment {self.name}: the oracle covers softmax regression with weight decay "
+                "alone: l1, hidden_units and augmentation must be able to be 0, and the loss a "
+                f"mean; got {', '.join(wrong)}"
+            )
+
     def single_config(self) -> Config:
         """Return the one configuration that a space of constants holds.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.results import Results
 
-__all__ = ["confusion_table", "export", "summary", "trial_table"]
+__all__ = ["confusion_table", "export", "path_table", "summary", "trial_table"]
 
 
 def trial_table(results: Results, rows: pd.DataFrame, title: str) -> Table:
@@ -109,6 +109,30 @@ def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
     for i, (name, row) in enumerate(zip(names, confusion, strict=True)):
         cells = (Text(str(n) if n else "·", "bold" if i == j else "") for j, n in enumerate(row))
         table.add_row(Text(name), *cells)
+    return table
+
+
+def path_table(path: pd.DataFrame) -> Table:
+    """Return a regularization path, the greatest penalty first, its best point bold.
+
+    Args:
+        path: One row a penalty; columns as in `oracle_cache.PathPoint`.
+    """
+    table = Table(header_style="bold", box=None)
+    names = ["weight_decay", "train_loss", "validation_loss", "validation_accuracy"]
+    for name in (*names, "certain_to", "seconds"):
+        table.add_column(name.replace("_", "\n"), justify="right")
+    best = path["validation_loss"].idxmin()
+    for index, row in path.sort_values("weight_decay", ascending=False).iterrows():
+        table.add_row(
+            f"{row['weight_decay']:.3g}",
+            f"{row['train_loss']:.4f}",
+            f"{row['validation_loss']:.4f}",
+            f"{row['validation_accuracy']:.4f}",
+            f"{row['validation_loss_bound']:.1g}",
+            f"{row['seconds']:.1f}",
+            style="bold" if index == best else None,
+        )
     return table
 
 

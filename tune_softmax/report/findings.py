@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tune_softmax.errors import ResultsError
 from tune_softmax.inference import Verdict
 from tune_softmax.metrics import State
-from tune_softmax.report.measures import baseline, comparable, completed, gaps, spending
+from tune_softmax.report.measures import baseline, completed, gaps, regret, spending
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,14 +87,13 @@ def _found(inputs: Inputs, search: Results, best: Best | None) -> str:
     )
     if inputs.path is None:
         return f"{text}."
-    beside = completed(comparable(search.trials))["last_validation_loss"]
     optimum = inputs.path["validation_loss"].min()
-    if beside.empty:
+    above = regret(search.trials, inputs.path)
+    if above is None:
         return f"{text}; the best on the regularization path is {optimum:.4f}."
-    regret = beside.min() - optimum
-    side = "above" if regret >= 0 else "below"
+    side = "above" if above >= 0 else "below"
     return (
-        f"{text}; the lowest loss found is {abs(regret):.4f} {side} the best on the "
+        f"{text}; the lowest loss found is {abs(above):.4f} {side} the best on the "
         f"regularization path, {optimum:.4f}."
     )
 

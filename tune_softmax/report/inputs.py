@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tune_softmax import confirmation, remedies, results
-from tune_softmax.errors import DamagedRunError
+from tune_softmax.errors import DamagedRunError, ExperimentError, StorageError
 from tune_softmax.ledger import Ledger
+from tune_softmax.oracle_cache import ForeignFileError, PathFile, frame
 from tune_softmax.report.evaluation import read_evaluation
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def gather(run: Path) -> Inputs:
     found = results.load(run)
     is_study = found.experiment.remedies is not None
     with closing(Ledger.open(found.folder.ledger)) as ledger:
-        events = ledger.events()
+        events, meta = ledger.events(), ledger.meta()
     return Inputs(
         folder=run,
         experiment=found.experiment,
@@ -113,10 +114,24 @@ def gather(run: Path) -> Inputs:
         openings=tuple(
             (str(at), json.dumps(detail)) for at, kind, detail in events if kind == "test_opened"
         ),
+        path=_path(found, meta.get("dataset_checksum", "")),
         confirmation=None if is_study else _confirmation(run),
         remedies=_remedies(run) if is_study else None,
         evaluation=read_evaluation(run / "best" / "evaluation.json"),
     )
+
+
+def _path(found: Results, checksum: str) -> pd.DataFrame | None:
+    """Return what the oracle's cache knows of a run's images.
+
+    A cache that cannot be read is as good as none: the oracle says why, and makes it anew.
+    """
+    try:
+        found.experiment.check_convex()
+        points = PathFile(found.experiment.dataset.name, checksum).read()
+    except (ExperimentError, StorageError, ForeignFileError):
+        return None
+    return frame(points) if points else None
 
 
 def _confirmation(run: Path) -> Confirmation | None:

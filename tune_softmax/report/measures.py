@@ -22,6 +22,7 @@ __all__ = [
     "confusion_differences",
     "gaps",
     "history",
+    "regret",
     "rungs",
     "spending",
 ]
@@ -65,8 +66,28 @@ def baseline(trials: pd.DataFrame, winner: int) -> int | None:
 
 
 def comparable(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials whose optimum the regularization path knows: L2 alone, no hidden layer."""
-    return trials[(trials["l1"] == 0) & (trials["hidden_units"] == 0)]
+    """Return the trials whose optimum the regularization path knows.
+
+    They have L2 alone, no hidden layer, and the training images as they are.
+    """
+    others = ["l1", "hidden_units", "augmentation"]
+    return trials[(trials[others] == 0).all(axis=1)]
+
+
+def regret(trials: pd.DataFrame, path: pd.DataFrame) -> float | None:
+    """Return how far a search stays above what is known to be reachable, in nats.
+
+    Args:
+        trials: Every trial of the run.
+        path: One row a weight decay, as the oracle has it.
+
+    Returns:
+        The least validation loss of the complete trials that the path is about, minus the least
+        on the path; below zero where stopping early did better than any penalty. None where
+        there is no such trial.
+    """
+    found = completed(comparable(trials))["last_validation_loss"]
+    return None if found.empty else float(found.min() - path["validation_loss"].min())
 
 
 def rungs(trials: pd.DataFrame) -> pd.DataFrame:

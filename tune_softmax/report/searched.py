@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from tune_softmax.errors import ExperimentError
 from tune_softmax.report import figures, measures
 from tune_softmax.report.parts import (
     Command,
@@ -83,6 +85,10 @@ def gap(search: Results, best: Best) -> Section:
 def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
     """Return the regularization path with the trials on it, or how to compute it."""
     heading = "Regularization path"
+    try:
+        inputs.experiment.check_convex()
+    except ExperimentError as error:
+        return Section("path", heading, [Paragraph(f"There is none: {error}.")])
     if inputs.path is None:
         asked = inputs.command("oracle", str(inputs.folder / "experiment.yaml"))
         text = (
@@ -92,11 +98,11 @@ def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
         return Section("path", heading, [Command(text, asked)])
     path = inputs.path
     optimum = path.sort_values("validation_loss").iloc[0]
-    found = measures.completed(measures.comparable(search.trials))["last_validation_loss"].min()
     winner = None if best is None else best.number
     caption = (
-        "The curves are the convex optimum's losses, marks are complete trials without L1 and "
-        "without a hidden layer. A trial that stops early can lie below the optimum's curve."
+        "The curves are the convex optimum's losses, marks are complete trials without L1, "
+        "augmentation and a hidden layer. A trial that stops early can lie below the optimum's "
+        "curve."
     )
     parts: list[Part] = [
         Drawings(
@@ -112,13 +118,24 @@ def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
     rows = [
         ("best on the path", f"{optimum['validation_loss']:.4f}"),
         ("at weight decay", f"{optimum['weight_decay']:.3g}"),
-        ("best found", f"{found:.4f}"),
-        ("regret", f"{found - optimum['validation_loss']:+.4f}"),
+        ("certain to", _bound(optimum["validation_loss_bound"])),
     ]
-    if "suboptimality_bound" in path:
-        rows.append(("optimum certified within", f"{path['suboptimality_bound'].max():.2g}"))
-    parts.append(Facts(rows if math.isfinite(found) else rows[:2]))
+    above = measures.regret(search.trials, path)
+    if above is not None:
+        found = above + optimum["validation_loss"]
+        rows += [("best found", f"{found:.4f}"), ("regret", f"{above:+.4f}")]
+    rows += [
+        (f"all {len(path)} validation losses certain to", _bound(path["validation_loss_bound"])),
+        ("their objectives optimal within", _bound(path["suboptimality_bound"])),
+    ]
+    parts.append(Facts(rows))
     return Section("path", heading, parts)
+
+
+def _bound(values: float | pd.Series[float]) -> str:
+    """Return the greatest of some bounds in nats."""
+    greatest = float(np.max(values))
+    return f"{greatest:.1g} nats" if math.isfinite(greatest) else "unknown"
 
 
 def rungs(search: Results) -> Section:
