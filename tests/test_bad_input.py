@@ -245,6 +245,13 @@ WRONG_USES = [
     ("results one.yaml --output table.txt", "--output goes with --format csv, json or parquet"),
     ("resume missing", "missing/run.db: no ledger there; name the folder of a run"),
     ("resume many.yaml", "many.yaml/run.db: no ledger there; name the folder of a run"),
+    ("oracle", "Missing argument 'EXPERIMENT|RUN'"),
+    ("oracle missing.yaml", "missing.yaml: cannot be read: No such file or directory"),
+    ("oracle .", "no ledger there; name the folder of a run"),
+    ("oracle many.yaml --num-penalties 1", "Invalid value for '--num-penalties'"),
+    ("oracle many.yaml --low 0", "0 < low < high, got low 0 and high 0.1; see --low and --high"),
+    ("oracle many.yaml --low 1", "0 < low < high, got low 1 and high 0.1; see --low and --high"),
+    ("oracle many.yaml --high nan", "0 < low < high, got low 1e-06 and high nan"),
     ("bench packed --num-images 0", "Invalid value for '--num-images'"),
     ("bench speed", "No such command 'speed'"),
 ]

@@ -187,7 +187,7 @@ class Solver:
         self,
         weight_decay: float,
         *,
-        tolerance: float = 1e-5,
+        tolerance: float = 1e-6,
         on_step: Callable[[int, Point, Certificate], None] = lambda _step, _point, _bound: None,
     ) -> Optimum:
         """Find the optimum for one penalty.

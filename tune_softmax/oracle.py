@@ -41,10 +41,11 @@ class Oracle:
     """A regularization path.
 
     Attributes:
-        path: One row a penalty, ascending; columns as in `PathPoint`.
+        path: One row a penalty, ascending, for every point that is known of these images, also
+            from earlier paths; columns as in `PathPoint`.
         best: The point with the least validation loss.
-        file: Where it is kept.
-        num_computed: How many of the points were not known before.
+        file: Where they are kept.
+        num_computed: How many were not known before.
     """
 
     path: pd.DataFrame
@@ -166,8 +167,9 @@ def oracle(
         if decay is None:
             break
         points.append(finder.find(decay))
-    best = min(points, key=lambda point: point.validation_loss)
-    return Oracle(frame(points), best, finder.file, finder.num_computed)
+    known = list({**finder.known, **{point.weight_decay: point for point in points}}.values())
+    best = min(known, key=lambda point: point.validation_loss)
+    return Oracle(frame(known), best, finder.file, finder.num_computed)
 
 
 class _Finder:
