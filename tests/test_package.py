@@ -52,6 +52,7 @@ ORDER = [
     "upgrade",
     "ledger",
     "run_folder",
+    "notebook",
     "results",
     "oracle_cache",
     "oracle",

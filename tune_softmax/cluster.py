@@ -14,15 +14,20 @@ import socket
 import sys
 import tempfile
 import threading
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
-
 from tune_softmax.errors import ClusterError, ClusterLostError
+
+# In a notebook Ray and tqdm, which it imports, miss ipywidgets for displays that we do not use.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "IProgress not found")
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
+    import ray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from tune_softmax.agenda import FixedList, Task, View
 from tune_softmax.errors import DamagedRunError, ResultsError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
+from tune_softmax.notebook import html
 from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -58,10 +59,24 @@ class Confirmation:
     folder: RunFolder
     top: int
     seeds: tuple[int, ...]
-    replicates: pd.DataFrame
-    winners: pd.DataFrame
+    replicates: pd.DataFrame = field(repr=False)
+    winners: pd.DataFrame = field(repr=False)
     winner: int | None
     num_test_images: int
+
+    def _repr_html_(self) -> str:
+        lines = [
+            (
+                f"{self.folder.path}: {len(self.winners)} trials trained again over "
+                f"{len(self.seeds)} seeds, on {self.num_test_images:,} test images."
+            ),
+            "No winner: all diverged." if self.winner is None else f"Winner: trial {self.winner}.",
+        ]
+        columns = [
+            *("trial", "mean_test_accuracy", "accuracy_low", "accuracy_high"),
+            *("mean_test_loss", "loss_low", "loss_high", "validation_loss", "is_winner"),
+        ]
+        return html(lines, self.winners[columns])
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,6 +172,8 @@ def _tune(job: Job, driver: _Driver) -> None:
             storage_path=str(job.cluster.folder / "results"),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
+            # In a notebook Ray would choose one that wipes what the cell has printed.
+            progress_reporter=tune.CLIReporter(),
             callbacks=[_Watch(driver, experiment.resources.report_timeout_s)],
         ),
     )

@@ -389,12 +389,13 @@ def load(path: Path | str, overrides: Mapping[str, object] | None = None) -> Exp
     return _experiment(strict_yaml.read(data, str(path)), path, overrides or {})
 
 
-def parse(text: str, source: str) -> Experiment:
+def parse(text: str, source: str = "experiment.yaml") -> Experiment:
     """Read and check an experiment from text.
 
     Args:
         text: The YAML.
-        source: The file's name, for messages, the default name, and relative paths.
+        source: The file's name, for messages, the default name, and relative paths; text that
+            comes from no file needs none.
 
     Raises:
         ExperimentError: Something in it is wrong.

@@ -17,16 +17,26 @@ if TYPE_CHECKING:
 
     from tune_softmax.metrics import EpochMetrics
 
-__all__ = ["curves_text", "save_confusion", "save_curves", "save_weights", "weights_text"]
+__all__ = [
+    "curves_text",
+    "draw_confusion",
+    "draw_curves",
+    "draw_weights",
+    "save_confusion",
+    "save_curves",
+    "save_weights",
+    "weights_text",
+]
+
+_DPI = 144
 
 TRAIN_COLOR, VALIDATION_COLOR = "#4477aa", "#ee6677"  # told apart by colour-blind readers too
 
 
-def save_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     """Draw a confusion matrix with its counts.
 
     Args:
-        path: The PNG file to write.
         confusion: Numbers of images, (C, C): row the true class, column the predicted one.
         names: The C classes.
     """
@@ -44,14 +54,18 @@ def save_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequen
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if np.sqrt(count) > dark else "black"
         axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=color)
-    figure.savefig(path, dpi=144)
+    return figure
 
 
-def save_curves(path: Path, epochs: Sequence[EpochMetrics]) -> None:
+def save_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Write `draw_confusion` as a PNG file."""
+    draw_confusion(confusion, names).savefig(path, dpi=_DPI)
+
+
+def draw_curves(epochs: Sequence[EpochMetrics]) -> Figure:
     """Draw loss and accuracy over the epochs, training against validation.
 
     Args:
-        path: The PNG file to write.
         epochs: Metrics from the first epoch on.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -64,7 +78,12 @@ def save_curves(path: Path, epochs: Sequence[EpochMetrics]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=144)
+    return figure
+
+
+def save_curves(path: Path, epochs: Sequence[EpochMetrics]) -> None:
+    """Write `draw_curves` as a PNG file."""
+    draw_curves(epochs).savefig(path, dpi=_DPI)
 
 
 def curves_text(epochs: Sequence[EpochMetrics], width: int) -> str:
@@ -83,11 +102,10 @@ def curves_text(epochs: Sequence[EpochMetrics], width: int) -> str:
     return chart
 
 
-def save_weights(path: Path, weights: NDArray[np.float32], names: Sequence[str]) -> None:
+def draw_weights(weights: NDArray[np.float32], names: Sequence[str]) -> Figure:
     """Draw each output's weights as an image: blue where a bright pixel speaks against it.
 
     Args:
-        path: The PNG file to write.
         weights: float32, (outputs, H, W).
         names: What each output is.
     """
@@ -101,7 +119,12 @@ def save_weights(path: Path, weights: NDArray[np.float32], names: Sequence[str])
     for axes, image, name in zip(grid.flat, weights, names, strict=False):
         axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axes.set_title(name, fontsize=9)
-    figure.savefig(path, dpi=144)
+    return figure
+
+
+def save_weights(path: Path, weights: NDArray[np.float32], names: Sequence[str]) -> None:
+    """Write `draw_weights` as a PNG file."""
+    draw_weights(weights, names).savefig(path, dpi=_DPI)
 
 
 def weights_text(weights: NDArray[np.float32], names: Sequence[str], width: int) -> Text:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from tune_softmax import inference, results
 from tune_softmax.errors import ExperimentError, ResultsError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
+from tune_softmax.notebook import html
 from tune_softmax.remedy_plan import BASELINE, LESS_DATA, RemedyPlan
 from tune_softmax.run_folder import RunFolder, free_folder
 
@@ -74,12 +75,25 @@ class Remedies:
     """
 
     folder: RunFolder
-    experiment: Experiment
-    arms: pd.DataFrame
-    effects: pd.DataFrame
+    experiment: Experiment = field(repr=False)
+    arms: pd.DataFrame = field(repr=False)
+    effects: pd.DataFrame = field(repr=False)
     overfitting: Overfitting
     num_strengths: int
     notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        num_comparisons = self.effects["num_comparisons"].iloc[0]
+        lines = [
+            self.overfitting.sentence,
+            "The test loss, remedy minus baseline, each at the strength that validation chose.",
+            f"The intervals hold together, at 95 % for all {num_comparisons} comparisons.",
+        ]
+        columns = [
+            *("remedy", "strength_label", "baseline_mean", "remedy_mean"),
+            *("difference", "low", "high", "verdict"),
+        ]
+        return html(lines, self.effects[columns].rename(columns={"strength_label": "strength"}))
 
 
 def remedies(

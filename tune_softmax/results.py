@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import DamagedRunError, ResultsError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import CURVES, State
+from tune_softmax.notebook import html
 from tune_softmax.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tune_softmax.metrics import EpochMetrics
 
 __all__ = ["Best", "Results", "load"]
+
+_NUM_SHOWN = 10  # trials, in a notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,22 @@ class Results:
     """
 
     folder: RunFolder
-    experiment: Experiment
-    trials: pd.DataFrame
-    epochs: pd.DataFrame
+    experiment: Experiment = field(repr=False)
+    trials: pd.DataFrame = field(repr=False)
+    epochs: pd.DataFrame = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        counts = self.trials["state"].value_counts().sort_index()
+        states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+        lines = [f"{self.folder.path}: {len(self.trials):,} trials: {states}."]
+        ranked = self.ranked(self.trials[self.trials["state"] == State.COMPLETE]).head(_NUM_SHOWN)
+        if ranked.empty:
+            return html([*lines, "No trial has run all its epochs yet."])
+        lines.append(f"The best by {self.experiment.search.metric.replace('_', ' ')}:")
+        values = [f"last_{curve}" for curve in CURVES]
+        columns = ["number", *self.experiment.space.searched, *values]
+        shown = ranked[columns].rename(columns=lambda name: name.removeprefix("last_"))
+        return html(lines, shown)
 
     def best(self) -> Best:
         """Return the best trial by the experiment's metric after its last epoch.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -14,12 +15,13 @@ from safetensors.torch import save_file
 from tune_softmax import environment, training
 from tune_softmax.data import load_dataset, load_test
 from tune_softmax.errors import StorageError
+from tune_softmax.notebook import html
 from tune_softmax.pictures import save_curves, save_weights
+from tune_softmax.run_folder import RunFolder, free_folder
 from tune_softmax.tensors import to_images, to_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -48,12 +50,35 @@ class Trained:
     """
 
     config: Config
-    model: nn.Sequential
-    epochs: list[EpochMetrics]
-    test: Evaluation
-    class_names: tuple[str, ...]
+    model: nn.Sequential = field(repr=False)
+    epochs: list[EpochMetrics] = field(repr=False)
+    test: Evaluation = field(repr=False)
+    class_names: tuple[str, ...] = field(repr=False)
     image_shape: tuple[int, int]
     folder: Path
+
+    def _repr_html_(self) -> str:
+        last = self.epochs[-1]
+        values = " and ".join(
+            f"{split} loss {getattr(last, f'{name}_loss'):.4f}, accuracy "
+            f"{getattr(last, f'{name}_accuracy'):.4f}"
+            for split, name in (("training", "train"), ("validation", "validation"))
+        )
+        num_images = int(self.test.confusion.sum())
+        test = f"loss {self.test.loss:.4f}, accuracy {self.test.accuracy:.4f}"
+        lines = [
+            f"After epoch {len(self.epochs)}: {values}.",
+            f"On the {num_images:,} test images: {test}.",
+            f"Saved in {self.folder}.",
+        ]
+        return html(lines)
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """The metrics as one row an epoch: `epoch`, the four curves, `seconds`."""
+        frame = pd.DataFrame([asdict(metrics) for metrics in self.epochs])
+        frame.insert(0, "epoch", range(1, len(frame) + 1))
+        return frame
 
     @property
     def first_weights(self) -> NDArray[np.float32]:
@@ -72,11 +97,11 @@ class Trained:
 
 def train(
     experiment: Experiment,
-    config: Config,
-    folder: Path,
+    config: Config | None = None,
+    folder: Path | str | None = None,
     *,
     number: int = 0,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     on_epoch: Callable[[int, EpochMetrics], None] = lambda _epoch, _metrics: None,
     before_test: Callable[[], None] = lambda: None,
 ) -> Trained:
@@ -84,9 +109,10 @@ def train(
 
     Args:
         experiment: Where dataset, model options and seed come from.
-        config: The hyperparameters.
+        config: The hyperparameters; by default the only ones that the experiment's space holds.
         folder: Where to save: `experiment.yaml`, `environment.json`, `evaluation.json`,
-            `curves.csv`, `weights.safetensors`, `curves.png`, `weights.png`.
+            `curves.csv`, `weights.safetensors`, `curves.png`, `weights.png`. By default the first
+            free one of runs/NAME-train, runs/NAME-train-2, and so on.
         number: The trial's number, which decides the initial weights.
         data_dir: Where datasets are; see `data.load_dataset`.
         on_epoch: Called after every epoch with its number, from 1, and its metrics.
@@ -96,9 +122,14 @@ def train(
         The trained model and what was measured.
 
     Raises:
+        ExperimentError: No configuration is given, and the experiment leaves a choice open.
         DataError: The dataset cannot be had.
+        ResultsError: There is a run in the folder already.
         StorageError: The folder cannot be written.
     """
+    config = config or experiment.single_config()
+    place = Path(folder) if folder else free_folder(f"{experiment.name}-train")
+    RunFolder(place).check_free()
     options = experiment.dataset
     dataset = load_dataset(
         options.name,
@@ -132,7 +163,7 @@ def train(
     )
     test = training.evaluate(model, to_images(split, device), data)
     trained = Trained(
-        config, model.cpu(), epochs, test, dataset.class_names, dataset.image_shape, folder
+        config, model.cpu(), epochs, test, dataset.class_names, dataset.image_shape, place
     )
     _save(trained, experiment, number, dataset.checksum)
     return trained
@@ -158,8 +189,6 @@ def small_model_settings() -> Iterator[None]:
 
 def _save(trained: Trained, experiment: Experiment, number: int, checksum: str) -> None:
     folder = trained.folder
-    curves = pd.DataFrame([asdict(metrics) for metrics in trained.epochs])
-    curves.insert(0, "epoch", range(1, len(curves) + 1))
     description = {
         **environment.describe(),
         "seed": experiment.search.seed,
@@ -178,7 +207,7 @@ def _save(trained: Trained, experiment: Experiment, number: int, checksum: str) 
         (folder / "experiment.yaml").write_text(experiment.to_yaml())
         (folder / "environment.json").write_text(json.dumps(description, indent=2) + "\n")
         (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
-        curves.to_csv(folder / "curves.csv", index=False)
+        trained.curves.to_csv(folder / "curves.csv", index=False)
         save_file(trained.model.state_dict(), folder / "weights.safetensors")
         save_curves(folder / "curves.png", trained.epochs)
         save_weights(folder / "weights.png", trained.first_weights, trained.output_names)

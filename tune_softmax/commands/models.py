@@ -35,13 +35,10 @@ def train(
     """Train one configuration, evaluate it on the test set, save weights and pictures."""
     from tune_softmax import chosen, single
     from tune_softmax.pictures import curves_text, weights_text
-    from tune_softmax.run_folder import RunFolder, free_folder
     from tune_softmax.tables import confusion_table
 
     terminal = console()
     choice = chosen.choose(source, trial)
-    folder = run_dir or free_folder(f"{choice.experiment.name}-train")
-    RunFolder(folder).check_free()
 
     def show(epoch: int, metrics: EpochMetrics) -> None:
         if epoch == 1:
@@ -62,7 +59,7 @@ def train(
     trained = single.train(
         choice.experiment,
         choice.config,
-        folder,
+        run_dir,
         number=choice.number,
         data_dir=data_dir,
         on_epoch=show,

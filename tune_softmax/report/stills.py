@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-__all__ = ["save_effects", "save_gap", "save_learning_curves", "save_path"]
+__all__ = ["draw_effects", "save_effects", "save_gap", "save_learning_curves", "save_path"]
 
 DPI = 144
 SIZES = {".": 6, "v": 4, "^": 4, "D": 7}
@@ -116,11 +116,10 @@ def save_path(path: Path, points: pd.DataFrame, trials: pd.DataFrame) -> None:
     _save(figure, path)
 
 
-def save_effects(path: Path, effects: pd.DataFrame) -> None:
+def draw_effects(effects: pd.DataFrame) -> Figure:
     """Draw what each remedy did to the test loss, with intervals.
 
     Args:
-        path: The PNG file to write.
         effects: One row a remedy: `remedy`, `strength_label`, `difference`, `low`, `high`,
             `verdict`.
     """
@@ -138,7 +137,12 @@ def save_effects(path: Path, effects: pd.DataFrame) -> None:
     ]
     axes.set_yticks(range(len(names)), names)
     _finish(axes, "", "test loss, remedy minus baseline, in nats", "", legend=False)
-    _save(figure, path)
+    return figure
+
+
+def save_effects(path: Path, effects: pd.DataFrame) -> None:
+    """Write `draw_effects` as a PNG file."""
+    _save(draw_effects(effects), path)
 
 
 def _finish(axes: Axes, title: str, x: str, y: str, *, legend: bool = True) -> None:
