@@ -70,6 +70,19 @@ def test_every_arm_is_measured_at_every_seed(studied):
     assert set(found.arms["seed"]) == {3, 4, 5}
 
 
+def test_every_row_names_the_trial_that_has_its_curve(studied):
+    """The numbers are those of the run's dataframes, each once."""
+    _, found = studied
+    run = results.load(found.folder.path)
+    arms = found.arms.set_index("trial")
+    assert sorted(arms.index) == list(run.trials["number"])
+    lengths = run.epochs.groupby("trial").size()
+    assert dict(arms["epochs"]) == dict(lengths)
+    baseline = arms[arms["remedy"] == "baseline"].index[0]
+    last = run.epochs[run.epochs["trial"] == baseline].iloc[-1]
+    assert arms.loc[baseline, "validation_loss"] == last["validation_loss"]
+
+
 def test_the_gap_is_validation_minus_training_loss(studied):
     """As the report reads it."""
     _, found = studied

@@ -47,7 +47,7 @@ _COLUMNS = {
         for split in ("train", "validation", "test")
     },
     "gap": "float64",
-    **dict.fromkeys(["epochs", "best_epoch"], "int64"),
+    **dict.fromkeys(["epochs", "best_epoch", "trial"], "int64"),
 }
 _ORDER = ["remedy", "strength", "strength_label", "seed"]
 
@@ -63,10 +63,10 @@ class Remedies:
             `remedy_options.REMEDIES`, "less_data", which is no remedy, "combined"), `strength`,
             `strength_label`, `seed`, `train_loss`, `validation_loss`, `test_loss`,
             `train_accuracy`, `validation_accuracy`, `test_accuracy`, `gap` (validation minus
-            training loss), `epochs` trained, `best_epoch` by validation loss. With early
-            stopping, in combinations too, all are of the best epoch, else of the last. Training
-            values are running means over that epoch, of images as they were moved. What diverged
-            is NaN.
+            training loss), `epochs` trained, `best_epoch` by validation loss, `trial` (the number
+            under which the run's dataframes have its curve). With early stopping, in
+            combinations too, all are of the best epoch, else of the last. Training values are
+            running means over that epoch, of images as they were moved. What diverged is NaN.
         effects: What each remedy at its chosen strength changes of the test loss, as
             `inference.effects` returns it.
         overfitting: Whether the baseline gave anything to cure.
@@ -237,7 +237,7 @@ def _arms(
 ) -> pd.DataFrame:
     """Return a row for each arm and seed, the arms in the order of the plan."""
     rows = [
-        _row(arm, seed, curves.get(number, []), tests.get(number))
+        _row(arm, seed, curves.get(number, []), tests.get(number)) | {"trial": number}
         for number, (arm, seed) in enumerate(plan.trials)
     ]
     rank = {(arm.remedy, arm.strength): index for index, arm in enumerate(plan.arms)}
@@ -258,7 +258,7 @@ def _row(arm: Arm, seed: int, curve: list[EpochMetrics], test: FinalTest | None)
         "best_epoch": 0,
     }
     if not curve:
-        missing = (name for name in _COLUMNS if name not in row)
+        missing = (name for name in _COLUMNS if name not in {*row, "trial"})
         return row | dict.fromkeys(missing, math.nan)
     losses = [metrics.validation_loss for metrics in curve]
     best = losses.index(min(losses))
