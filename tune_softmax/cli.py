@@ -53,6 +53,7 @@ for command in (
 
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 bench.command()(benchmarks.packed)
+bench.command()(benchmarks.search)
 app.add_typer(bench, name="bench")
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # wherever it is that a disk ends

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-__all__ = ["packed"]
+from tune_softmax.commands.options import DataDirOption
+from tune_softmax.errors import StorageError
+
+__all__ = ["packed", "search"]
+
+_JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures to this file too.")
+]
 
 
 def packed(
@@ -16,27 +23,73 @@ def packed(
         list[int] | None,
         typer.Option(help="A batch size of the mix; repeat for more.  [default: 64 128 256 512]"),
     ] = None,
+    hidden_units: Annotated[
+        int, typer.Option(min=0, help="Width of the hidden layer; 0 is softmax regression.")
+    ] = 0,
     num_images: Annotated[int, typer.Option(min=1, help="Training images.")] = 50_000,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a pack.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file too.")
-    ] = None,
+    json_file: _JsonOption = None,
 ) -> None:
     """Seconds per trial-epoch: one at a time, packs of 1 to 256, and the products alone."""
-    from tune_softmax import bench as benchmark
+    from tune_softmax.bench import packed as benchmark
 
-    console = Console(stderr=True)
-    with console.status("measuring") as status:
-        rows = benchmark.bench_packed(
-            batch_sizes=batch_size or benchmark.BATCH_SIZES,
-            num_images=num_images,
-            repeats=repeats,
-            num_threads=num_threads,
-            device=device,
-            on_progress=status.update,
-        )
-    print(benchmark.format_table(rows))
+    rows = benchmark.bench_packed(
+        batch_sizes=batch_size or benchmark.BATCH_SIZES,
+        num_images=num_images,
+        repeats=repeats,
+        num_threads=num_threads,
+        device=device,
+        hidden_units=hidden_units,
+        on_progress=_tell,
+    )
+    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+
+
+def search(
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to measure beside us: optuna, scikit-learn, syne-tune or ray-tutorial; "
+            "repeat for more.  [default: all]"
+        ),
+    ] = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Configurations that each tries.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 1,
+    limit_s: Annotated[
+        float,
+        typer.Option(help="Seconds after which a search is ended, and its time reckoned."),
+    ] = 300.0,
+    data_dir: DataDirOption = None,
+    json_file: _JsonOption = None,
+) -> None:
+    """Whole searches on Fashion-MNIST, ours and others', from typing to result."""
+    from tune_softmax.bench import search as benchmark
+
+    rows = benchmark.bench_search(
+        peers=peer or benchmark.PEERS,
+        num_trials=num_trials,
+        repeats=repeats,
+        limit_s=limit_s,
+        data_dir=data_dir,
+        on_progress=_tell,
+    )
+    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+
+
+def _tell(line: str) -> None:
+    """Say what is under way."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(table: str, content: str, json_file: Path | None) -> None:
+    """Print what was measured, and write it where that is asked for."""
+    print(table)
     if json_file is not None:
-        json_file.write_text(benchmark.to_json(rows))
+        try:
+            json_file.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"--json {json_file}: cannot be written: {error.strerror}"
+            ) from error
