@@ -114,6 +114,11 @@ ORDER = [
     "bench.peers.syne_launcher",
     "bench.peers.syne_trial",
     "bench.search",
+    "bench.histories",
+    "bench.probes",
+    "bench.overhead",
+    "bench.nodes",
+    "bench.scaling",
     "commands.options",
     "commands.analysis",
     "commands.benchmarks",
@@ -222,7 +227,7 @@ def test_the_two_ways_to_train_do_not_know_each_other():
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("ray", {"driver", "worker", "asha", "cluster"}),
+        ("ray", {"driver", "worker", "asha", "cluster", "bench.probes"}),  # it times Ray itself
         ("optuna", {"study", "study_file", "report.figures.hyperparameters"}),
     ],
 )
@@ -259,6 +264,7 @@ def test_the_engine_loads_torch_alone():
         ["search", "--help"],
         ["bench", "packed", "--help"],
         ["bench", "search", "--help"],
+        ["bench", "scaling", "--help"],
         ["validate", "experiments/mlp.yaml"],
     ],
     ids=" ".join,

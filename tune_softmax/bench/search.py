@@ -17,25 +17,21 @@ from dataclasses import asdict, dataclass, field
 from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tune_softmax import strict_yaml
 from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.bench.processes import Child, ending_on_sigterm, our_command
 from tune_softmax.bench.task import (
-    BATCH_SIZES,
     GRACE_PERIOD,
-    LEARNING_RATES,
-    MOMENTA,
     NUM_EPOCHS,
     NUM_VALIDATION,
     NUM_WORKERS,
     REDUCTION_FACTOR,
-    WEIGHT_DECAYS,
     Task,
+    our_experiment,
     prepare_images,
 )
 from tune_softmax.bench.trace import Report, best_after, read
@@ -292,25 +288,10 @@ def _variables(folder: Path) -> dict[str, str]:
 
 def _our_search(task: Task, data_dir: Path | None, num_validation: int) -> list[str]:
     """Write the experiment, and return the command that one would type."""
-    content: dict[str, Any] = {
-        "name": "bench",
-        "dataset": {"name": "fashion-mnist", "validation": num_validation},
-        "space": {
-            "batch_size": {"choice": list(BATCH_SIZES)},
-            "num_epochs": NUM_EPOCHS,
-            "learning_rate": {"log_uniform": list(LEARNING_RATES)},
-            "weight_decay": {"log_uniform": list(WEIGHT_DECAYS)},
-            "momentum": {"uniform": list(MOMENTA)},
-        },
-        "search": {
-            "num_trials": task.num_trials,
-            "asha": {"grace_period": GRACE_PERIOD, "reduction_factor": REDUCTION_FACTOR},
-            "seed": task.seed,
-        },
-        "resources": {"max_concurrent_packs": NUM_WORKERS},
-    }
+    dataset = {"name": "fashion-mnist", "validation": num_validation}
     file = task.folder / "experiment.yaml"
-    file.write_text(strict_yaml.dump(content), encoding="utf-8")
+    text = our_experiment(dataset, task.num_trials, seed=task.seed)
+    file.write_text(text, encoding="utf-8")
     command = our_command("search", str(file), "--run-dir", str(task.folder / "run"))
     return [*command, "--data-dir", str(data_dir.absolute())] if data_dir else command
 

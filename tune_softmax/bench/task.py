@@ -8,16 +8,19 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tune_softmax import strict_yaml
 from tune_softmax.bench.trace import Trace
 from tune_softmax.data import choose_validation, default_data_dir
 from tune_softmax.download import PUBLIC_DATASETS, fetch
 from tune_softmax.idx import LABELS, read_idx
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "REDUCTION_FACTOR",
     "WEIGHT_DECAYS",
     "Task",
+    "our_experiment",
     "prepare_images",
 ]
 
@@ -96,6 +100,41 @@ class Task:
         """Return the task whose file is this process's only argument."""
         (file,) = sys.argv[1:]
         return cls.read(file)
+
+
+def our_experiment(
+    dataset: Mapping[str, Any],
+    num_trials: int,
+    *,
+    seed: int = 0,
+    max_concurrent_packs: int = NUM_WORKERS,
+) -> str:
+    """Return the task as an experiment file of ours.
+
+    Args:
+        dataset: The file's section of that name.
+        num_trials: Configurations to try.
+        seed: Of proposals and all else.
+        max_concurrent_packs: Packs at once.
+    """
+    content = {
+        "name": "bench",
+        "dataset": dict(dataset),
+        "space": {
+            "batch_size": {"choice": list(BATCH_SIZES)},
+            "num_epochs": NUM_EPOCHS,
+            "learning_rate": {"log_uniform": list(LEARNING_RATES)},
+            "weight_decay": {"log_uniform": list(WEIGHT_DECAYS)},
+            "momentum": {"uniform": list(MOMENTA)},
+        },
+        "search": {
+            "num_trials": num_trials,
+            "asha": {"grace_period": GRACE_PERIOD, "reduction_factor": REDUCTION_FACTOR},
+            "seed": seed,
+        },
+        "resources": {"max_concurrent_packs": max_concurrent_packs},
+    }
+    return strict_yaml.dump(content)
 
 
 def prepare_images(folder: Path, data_dir: Path | None, num_validation: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,16 @@ import typer
 from tune_softmax.commands.options import DataDirOption
 from tune_softmax.errors import StorageError
 
-__all__ = ["packed", "search"]
+__all__ = ["Part", "overhead", "packed", "scaling", "search"]
+
+
+class Part(StrEnum):
+    """What `scaling` makes larger."""
+
+    PACKS = "packs"
+    NODES = "nodes"
+    TRIALS = "trials"
+
 
 _JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the figures to this file too.")
@@ -76,6 +86,57 @@ def search(
         on_progress=_tell,
     )
     _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+
+
+def overhead(
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
+    num_trials: Annotated[
+        int, typer.Option(min=1, help="Trials of the run that `results` reads.")
+    ] = 10_000,
+    json_file: _JsonOption = None,
+) -> None:
+    """Where time goes besides training: commands, imports, Ray, ledger, sampler, by part."""
+    from tune_softmax.bench import overhead as benchmark
+
+    rows = benchmark.bench_overhead(repeats=repeats, num_trials=num_trials, on_progress=_tell)
+    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+
+
+def scaling(
+    part: Annotated[
+        list[Part] | None,
+        typer.Option(help="What to make larger; repeat for more.  [default: all three]"),
+    ] = None,
+    num_trials: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Trials; repeat for more. Packs and nodes take the first.  [default: 100 1000]"
+        ),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, ...")] = "digits",
+    train_fraction: Annotated[float, typer.Option(help="How much of it to train on.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 1,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw memory over time into this PNG file.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    json_file: _JsonOption = None,
+) -> None:
+    """How a search grows with packs at once, local nodes, and trials; with memory over time."""
+    from tune_softmax.bench import scaling as benchmark
+
+    rows = benchmark.bench_scaling(
+        parts=part or benchmark.PARTS,
+        trials=num_trials or benchmark.TRIALS,
+        dataset=dataset,
+        train_fraction=train_fraction,
+        repeats=repeats,
+        data_dir=data_dir,
+        on_progress=_tell,
+    )
+    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+    if plot is not None:
+        benchmark.draw_memory(rows, plot)
 
 
 def _tell(line: str) -> None:
