@@ -246,6 +246,12 @@ WRONG_USES = [
     ("resume missing", "missing/run.db: no ledger there; name the folder of a run"),
     ("resume many.yaml", "many.yaml/run.db: no ledger there; name the folder of a run"),
     ("bench packed --num-images 0", "Invalid value for '--num-images'"),
+    ("bench packed --hidden-units -1", "Invalid value for '--hidden-units'"),
+    ("bench search --peer hyperopt", "bench: no way to search is called 'hyperopt'; known: "),
+    ("bench search --limit-s 0", "bench: limit_s must be above 0, got 0"),
+    ("bench overhead --repeats 0", "Invalid value for '--repeats'"),
+    ("bench scaling --part gpus", "'gpus' is not one of 'packs', 'nodes', 'trials'"),
+    ("bench scaling --num-trials 0", "every number of trials must be at least 1"),
     ("bench speed", "No such command 'speed'"),
 ]
 

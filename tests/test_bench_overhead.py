@@ -7,10 +7,12 @@ import pytest
 
 from tune_softmax import results
 from tune_softmax.bench import histories, overhead
+from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.overhead import Row, bench_overhead, format_table, to_json
 from tune_softmax.errors import ExperimentError
 from tune_softmax.metrics import State
 
+CONDITIONS = Conditions.now()
 ROWS = [
     Row("tune-softmax --help", (0.2, 0.1, 0.3), 0.3),
     Row("import torch", (1.5, 2.5, 1.0)),
@@ -38,17 +40,17 @@ def test_a_study_that_never_was_goes_on():
 
 def test_the_table_is_in_milliseconds_with_targets():
     """What was promised stands beside what was measured."""
-    lines = format_table(ROWS).split("\n\n")[1].splitlines()
+    lines = format_table(ROWS, CONDITIONS).split("\n\n")[1].splitlines()
     header, first, second = (re.split("  +", line.rstrip()) for line in lines)
     assert header == ["milliseconds", "median", "min to max", "target"]
     assert first == ["tune-softmax --help", "200.0", "100.0 to 300.0", "300"]
     assert second == ["import torch", "1,500.0", "1,000.0 to 2,500.0"]
-    assert "commit " in format_table(ROWS)
+    assert "commit " in format_table(ROWS, CONDITIONS)
 
 
 def test_json_holds_every_repeat():
     """Seconds, as they were measured."""
-    content = json.loads(to_json(ROWS))
+    content = json.loads(to_json(ROWS, CONDITIONS))
     assert content["rows"][0] == {
         "name": "tune-softmax --help",
         "seconds": [0.2, 0.1, 0.3],

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tune_softmax.bench import packed
+from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.packed import (
     Row,
     Workload,
@@ -21,6 +22,7 @@ from tune_softmax.bench.packed import (
 )
 from tune_softmax.errors import ExperimentError
 
+CONDITIONS = Conditions.now()
 TINY = {
     "batch_sizes": (4, 8),
     "pack_sizes": (4, 1, 3),
@@ -81,8 +83,8 @@ def test_a_hidden_layer_is_measured_with_its_own_products():
     rows = bench_packed(**TINY, hidden_units=3)
     assert [row.name for row in rows] == ["one at a time", "pack of 1", "pack of 3", "pack of 4"]
     assert all(value > 0 for row in rows for value in row.seconds + row.floor)
-    assert "3 hidden units" in format_table(rows)
-    assert json.loads(to_json(rows))["workload"]["hidden_units"] == 3
+    assert "3 hidden units" in format_table(rows, CONDITIONS)
+    assert json.loads(to_json(rows, CONDITIONS))["workload"]["hidden_units"] == 3
 
 
 def test_the_images_are_like_the_real_ones():
@@ -111,7 +113,7 @@ def test_the_number_of_threads_is_put_back():
 
 def test_the_table_is_aligned():
     """Each way has a line with medians, extremes and ratios."""
-    text = format_table(ROWS).splitlines()[5:]
+    text = format_table(ROWS, CONDITIONS).splitlines()[5:]
     header, *lines = (re.split("  +", line) for line in text)
     assert header[1:] == [
         "s per trial-epoch",
@@ -129,7 +131,7 @@ def test_the_table_is_aligned():
 
 def test_the_table_says_what_was_measured():
     """Random images are called so, and hardware and versions are named."""
-    text = format_table(ROWS)
+    text = format_table(ROWS, CONDITIONS)
     parts = ("30 training", "random", "28 x 28", "4, 8", "cpu, 1 thread", torch.__version__)
     for part in (*parts, "no hidden layer", "commit ", "load before it"):
         assert part in text
@@ -137,7 +139,7 @@ def test_the_table_says_what_was_measured():
 
 def test_json_holds_what_the_table_holds():
     """It is the workload, and the rows with all measurements and both ratios."""
-    content = json.loads(to_json(ROWS))
+    content = json.loads(to_json(ROWS, CONDITIONS))
     assert content["workload"]["batch_sizes"] == [4, 8]
     assert content["conditions"]["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert content["rows"][1] == {

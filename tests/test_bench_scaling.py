@@ -6,10 +6,12 @@ import re
 import pytest
 
 from tune_softmax.bench import scaling
+from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.processes import Memory
 from tune_softmax.bench.scaling import Case, Run, Sample, bench_scaling
 from tune_softmax.errors import ClusterError, ExperimentError
 
+CONDITIONS = Conditions.now()
 MB = 1_000_000
 
 
@@ -69,7 +71,7 @@ def test_memory_is_read_around_a_moment():
 def test_the_table_shows_time_disk_and_memory():
     """One line a size, and three curves."""
     rows = measured((trials(100), [10, 12]), (trials(1_000), [60]))
-    text = scaling.format_table(rows)
+    text = scaling.format_table(rows, CONDITIONS)
     _, table, curves = text.split("\n\n")
     header, first, second = (re.split("  +", line.strip()) for line in table.splitlines())
     assert header[:5] == ["wall s", "min to max", "ms per trial", "ratio", "run folder MB"]
@@ -82,7 +84,7 @@ def test_the_table_shows_time_disk_and_memory():
 
 def test_json_holds_every_sample():
     """Times and bytes, every repeat apart."""
-    content = json.loads(scaling.to_json(measured((trials(100), [10, 12]))))
+    content = json.loads(scaling.to_json(measured((trials(100), [10, 12])), CONDITIONS))
     (row,) = content["rows"]
     assert row["name"] == "100 trials"
     assert [one["wall_s"] for one in row["runs"]] == [10, 12]

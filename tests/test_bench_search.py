@@ -11,6 +11,7 @@ import pytest
 
 from tune_softmax import data, experiment
 from tune_softmax.bench import search
+from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.search import OURS, PEERS, WAYS, Outcome, Row, bench_search
 from tune_softmax.bench.task import Task, prepare_images
 from tune_softmax.bench.trace import Report, best_after, read
@@ -20,6 +21,7 @@ from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import EpochMetrics, State
 from tune_softmax.metrics import Report as LedgerReport
 
+CONDITIONS = Conditions.now()
 NUM_IMAGES, NUM_VALIDATION = 1_500, 300
 BY_NAME = {way.name: way for way in WAYS}
 
@@ -165,7 +167,7 @@ def test_the_table_holds_every_way_against_ours():
         Row(BY_NAME["optuna"], 8, (outcome(80, [0.6]),) * 3),
         Row(BY_NAME["syne-tune"], 8, (failure("exit code 1: no such thing"),)),
     ]
-    text = search.format_table(rows)
+    text = search.format_table(rows, CONDITIONS)
     for part in ("8 trials", "2 at once", "medians of 3", "ray 2.", "commit "):
         assert part in text
     header, ours, optuna, syne = (
@@ -177,7 +179,7 @@ def test_the_table_holds_every_way_against_ours():
     assert optuna[3:8] == ["80.0", "80.0 to 80.0", "10.000", "360", "10.0"]
     assert syne[:3] == ["syne-tune", "failed", "-"]
     assert "syne-tune failed: exit code 1: no such thing" in text
-    content = json.loads(search.to_json(rows))
+    content = json.loads(search.to_json(rows, CONDITIONS))
     assert [row["ratio"] for row in content["rows"]] == [1.0, 10.0, None]
     assert content["rows"][2]["error"] == "exit code 1: no such thing"
     assert content["rows"][0]["best_loss"] == [0.5, 0.4, 0.6]
@@ -189,8 +191,8 @@ def test_a_search_of_ours_that_failed_leaves_no_ratio():
         Row(OURS, 8, (failure("exit code 2: a word"),)),
         Row(BY_NAME["optuna"], 8, (outcome(80, [0.6]),)),
     ]
-    assert "10.000" in search.format_table(rows)
-    assert json.loads(search.to_json(rows))["rows"][1]["ratio"] is None
+    assert "10.000" in search.format_table(rows, CONDITIONS)
+    assert json.loads(search.to_json(rows, CONDITIONS))["rows"][1]["ratio"] is None
 
 
 @pytest.mark.parametrize(

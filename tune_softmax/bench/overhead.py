@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.bench.histories import (
     PACK_SIZE,
@@ -35,6 +34,8 @@ from tune_softmax.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from tune_softmax.bench.conditions import Conditions
 
 __all__ = ["Row", "bench_overhead", "format_table", "to_json"]
 
@@ -206,7 +207,7 @@ def _time_search(experiment: Path, run: Path) -> dict[str, float]:
     }
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return the conditions, and the rows as aligned text."""
     table = [("milliseconds", "median", "min to max", "target")]
     table += [
@@ -218,10 +219,10 @@ def format_table(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     repeats = f"medians of {len(rows[0].seconds)}"
-    return "\n".join([repeats, str(Conditions.now()), "", aligned(table)])
+    return "\n".join([repeats, str(conditions), "", aligned(table)])
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return a JSON object: the conditions, and the rows, every repeat apart."""
-    content = {"conditions": asdict(Conditions.now()), "rows": [asdict(row) for row in rows]}
+    content = {"conditions": asdict(conditions), "rows": [asdict(row) for row in rows]}
     return json.dumps(content, indent=2)

@@ -236,7 +236,7 @@ def random_data(workload: Workload) -> TensorData:
     )
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return what was measured, under what conditions, and the rows as aligned text."""
     table = [("", "s per trial-epoch", "min to max", "products alone", "ratio", "speed-up")]
     table += [
@@ -249,14 +249,14 @@ def format_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return "\n".join([rows[0].workload.describe(), str(Conditions.now()), "", aligned(table)])
+    return "\n".join([rows[0].workload.describe(), str(conditions), "", aligned(table)])
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return a JSON object: the workload, its conditions, and the rows with their ratios."""
     content = {
         "workload": asdict(rows[0].workload),
-        "conditions": asdict(Conditions.now()),
+        "conditions": asdict(conditions),
         "rows": [
             {
                 "name": row.name,
@@ -451,10 +451,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = vars(parser.parse_args(arguments))
     form = to_json if options.pop("json", False) else format_table
+    conditions = Conditions.now()
     try:
         rows = bench_packed(**options, on_progress=lambda line: print(line, file=sys.stderr))
     except TuneSoftmaxError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(form(rows))
+    print(form(rows, conditions))
     return 0

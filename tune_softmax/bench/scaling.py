@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.forms import aligned, sparkline, spread
 from tune_softmax.bench.nodes import LocalNodes
 from tune_softmax.bench.processes import Child, Memory, ending_on_sigterm, our_command
@@ -24,6 +23,8 @@ from tune_softmax.errors import ClusterError, ExperimentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from tune_softmax.bench.conditions import Conditions
 
 __all__ = [
     "NODES",
@@ -266,7 +267,7 @@ def _rows(measured: Sequence[_Measured]) -> list[Row]:
     return rows
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return the conditions, the rows as aligned text, and the memory of each as curves."""
     table: list[tuple[str, ...]] = [
         (
@@ -289,7 +290,7 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join(
         [
             f"medians of {len(rows[0].runs)}; {legend}",
-            str(Conditions.now()),
+            str(conditions),
             "",
             aligned(table),
             "",
@@ -312,10 +313,10 @@ def _curves(row: Row) -> list[str]:
     return lines
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return a JSON object: the conditions, and the rows with every sample of memory."""
     content = {
-        "conditions": asdict(Conditions.now()),
+        "conditions": asdict(conditions),
         "rows": [
             {
                 "name": row.case.name,

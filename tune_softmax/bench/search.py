@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.bench.processes import Child, ending_on_sigterm, our_command
 from tune_softmax.bench.task import (
@@ -42,8 +41,11 @@ from tune_softmax.sqlite_file import SqliteFile
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tune_softmax.bench.conditions import Conditions
+
 __all__ = [
     "OURS",
+    "PACKAGES",
     "PEERS",
     "TIME_POINTS_S",
     "WAYS",
@@ -86,6 +88,7 @@ WAYS = (
     Way("syne-tune", "syne_launcher", ("syne-tune",)),
     Way("ray-tutorial", "ray_tutorial"),
 )
+PACKAGES = tuple(package for way in WAYS for package in way.packages)
 PEERS = tuple(way.name for way in WAYS if way is not OURS)
 
 
@@ -328,7 +331,7 @@ class _Ledger:
         return [(row.number, row.epoch, row.validation_loss) for row in rows]
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return what was asked, under what conditions, and the rows as aligned text."""
     ours = _reference(rows)
     heading = (
@@ -336,7 +339,7 @@ def format_table(rows: Sequence[Row]) -> str:
         *("ratio", "best loss", *(f"after {seconds} s" for seconds in TIME_POINTS_S)),
     )
     table = [heading, *(_cells(row, ours, len(heading)) for row in rows)]
-    return "\n".join([_asked(rows), str(_conditions(rows)), "", aligned(table), *_notes(rows)])
+    return "\n".join([_asked(rows), str(conditions), "", aligned(table), *_notes(rows)])
 
 
 def _reference(rows: Sequence[Row]) -> float | None:
@@ -365,10 +368,6 @@ def _asked(rows: Sequence[Row]) -> str:
     )
 
 
-def _conditions(rows: Sequence[Row]) -> Conditions:
-    return Conditions.now(package for row in rows for package in row.way.packages)
-
-
 def _cells(row: Row, ours: float | None, num_cells: int) -> tuple[str, ...]:
     if row.error is not None:
         return (row.way.name, "failed", *("-" for _ in range(num_cells - 2)))
@@ -395,13 +394,13 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return ["", *notes] if notes else []
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[Row], conditions: Conditions) -> str:
     """Return a JSON object: what was asked, the conditions, and the rows, every repeat apart."""
     ours = _reference(rows)
     content = {
         "asked": _asked(rows),
         "num_trials": rows[0].num_trials,
-        "conditions": asdict(_conditions(rows)),
+        "conditions": asdict(conditions),
         "rows": [
             {
                 "name": row.way.name,

@@ -33,6 +33,10 @@ def packed(
         list[int] | None,
         typer.Option(help="A batch size of the mix; repeat for more.  [default: 64 128 256 512]"),
     ] = None,
+    pack_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Trials trained together; repeat.  [default: 1 4 16 64 256]"),
+    ] = None,
     hidden_units: Annotated[
         int, typer.Option(min=0, help="Width of the hidden layer; 0 is softmax regression.")
     ] = 0,
@@ -44,9 +48,12 @@ def packed(
 ) -> None:
     """Seconds per trial-epoch: one at a time, packs of 1 to 256, and the products alone."""
     from tune_softmax.bench import packed as benchmark
+    from tune_softmax.bench.conditions import Conditions
 
+    conditions = Conditions.now()
     rows = benchmark.bench_packed(
         batch_sizes=batch_size or benchmark.BATCH_SIZES,
+        pack_sizes=pack_size or benchmark.PACK_SIZES,
         num_images=num_images,
         repeats=repeats,
         num_threads=num_threads,
@@ -54,7 +61,7 @@ def packed(
         hidden_units=hidden_units,
         on_progress=_tell,
     )
-    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
 
 
 def search(
@@ -62,7 +69,7 @@ def search(
         list[str] | None,
         typer.Option(
             help="What to measure beside us: optuna, scikit-learn, syne-tune or ray-tutorial; "
-            "repeat for more.  [default: all]"
+            "repeat for more; tune_softmax: us alone.  [default: all]"
         ),
     ] = None,
     num_trials: Annotated[int, typer.Option(min=1, help="Configurations that each tries.")] = 256,
@@ -76,7 +83,9 @@ def search(
 ) -> None:
     """Whole searches on Fashion-MNIST, ours and others', from typing to result."""
     from tune_softmax.bench import search as benchmark
+    from tune_softmax.bench.conditions import Conditions
 
+    conditions = Conditions.now(benchmark.PACKAGES)
     rows = benchmark.bench_search(
         peers=peer or benchmark.PEERS,
         num_trials=num_trials,
@@ -85,7 +94,7 @@ def search(
         data_dir=data_dir,
         on_progress=_tell,
     )
-    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
 
 
 def overhead(
@@ -97,9 +106,11 @@ def overhead(
 ) -> None:
     """Where time goes besides training: commands, imports, Ray, ledger, sampler, by part."""
     from tune_softmax.bench import overhead as benchmark
+    from tune_softmax.bench.conditions import Conditions
 
+    conditions = Conditions.now()
     rows = benchmark.bench_overhead(repeats=repeats, num_trials=num_trials, on_progress=_tell)
-    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
 
 
 def scaling(
@@ -124,7 +135,9 @@ def scaling(
 ) -> None:
     """How a search grows with packs at once, local nodes, and trials; with memory over time."""
     from tune_softmax.bench import scaling as benchmark
+    from tune_softmax.bench.conditions import Conditions
 
+    conditions = Conditions.now()
     rows = benchmark.bench_scaling(
         parts=part or benchmark.PARTS,
         trials=num_trials or benchmark.TRIALS,
@@ -134,7 +147,7 @@ def scaling(
         data_dir=data_dir,
         on_progress=_tell,
     )
-    _show(benchmark.format_table(rows), benchmark.to_json(rows), json_file)
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
     if plot is not None:
         benchmark.draw_memory(rows, plot)
 
@@ -144,7 +157,7 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _show(table: str, content: str, json_file: Path | None) -> None:
+def _show(table: str, json_file: Path | None, content: str) -> None:
     """Print what was measured, and write it where that is asked for."""
     print(table)
     if json_file is not None:
