@@ -253,6 +253,12 @@ WRONG_USES = [
     ("oracle many.yaml --low 1", "0 < low < high, got low 1 and high 0.1; see --low and --high"),
     ("oracle many.yaml --high nan", "0 < low < high, got low 1e-06 and high nan"),
     ("bench packed --num-images 0", "Invalid value for '--num-images'"),
+    ("bench packed --hidden-units -1", "Invalid value for '--hidden-units'"),
+    ("bench search --peer hyperopt", "bench: no way to search is called 'hyperopt'; known: "),
+    ("bench search --limit-s 0", "bench: limit_s must be above 0, got 0"),
+    ("bench overhead --repeats 0", "Invalid value for '--repeats'"),
+    ("bench scaling --part gpus", "'gpus' is not one of 'packs', 'nodes', 'trials'"),
+    ("bench scaling --num-trials 0", "every number of trials must be at least 1"),
     ("bench speed", "No such command 'speed'"),
 ]
 

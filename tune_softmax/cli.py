@@ -55,6 +55,9 @@ for command in (
 
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 bench.command()(benchmarks.packed)
+bench.command()(benchmarks.search)
+bench.command()(benchmarks.overhead)
+bench.command()(benchmarks.scaling)
 app.add_typer(bench, name="bench")
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # wherever it is that a disk ends

@@ -23,7 +23,16 @@ from tune_softmax.errors import DataError
 from tune_softmax.idx import IMAGES, LABELS, find_idx, read_idx, read_pair, read_shape
 from tune_softmax.seeding import derive_seed
 
-__all__ = ["DATASETS", "Dataset", "Split", "default_data_dir", "load_dataset", "load_test", "view"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "choose_validation",
+    "default_data_dir",
+    "load_dataset",
+    "load_test",
+    "view",
+]
 
 DATASETS: tuple[str, ...] = (*PUBLIC_DATASETS, "idx", "digits")
 
@@ -136,11 +145,8 @@ def load_dataset(
             "from them",
             stacklevel=2,
         )
-    chosen = _stratified_sample(
-        whole.labels,
-        _num_validation(validation, len(whole), where),
-        derive_seed(split_seed, "validation"),
-    )
+    size = _num_validation(validation, len(whole), where)
+    chosen = choose_validation(whole.labels, size, split_seed)
     rest = np.setdiff1d(np.arange(len(whole)), chosen)
     _check_rest(whole.labels[rest], class_names, validation, where)
     train, held_out = _take(whole, rest), _take(whole, chosen)
@@ -153,6 +159,17 @@ def load_dataset(
         pixel_max=16 if name == "digits" else 255,
         checksum=_checksum(train, held_out),
     )
+
+
+def choose_validation(labels: NDArray[np.int64], size: int, split_seed: int) -> NDArray[np.intp]:
+    """Return which training images of a source are held out, by their indices, ascending.
+
+    Args:
+        labels: Of all training images, int64, (N,).
+        size: How many to hold out, 0 <= size <= N.
+        split_seed: Which split, an int >= 0.
+    """
+    return _stratified_sample(labels, size, derive_seed(split_seed, "validation"))
 
 
 def view(

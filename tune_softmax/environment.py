@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["describe"]
 
 PACKAGES = ("tune-softmax", "torch", "torchvision", "ray", "optuna", "pandas", "numpy")
 
 
-def describe() -> dict[str, object]:
-    """Return versions and hardware of this machine, without importing what is heavy."""
+def describe(more_packages: Iterable[str] = ()) -> dict[str, object]:
+    """Return versions and hardware of this machine, without importing what is heavy.
+
+    Args:
+        more_packages: To name beside our own dependencies; what is not installed is left out.
+    """
     return {
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": _versions([*PACKAGES, *more_packages]),
         "system": platform.platform(),
         "processor": _processor(),
         "num_cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # the engine runs where torch alone is
+            continue
+    return found
 
 
 def _processor() -> str:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from tune_softmax.config import Precision  # noqa: TC001 - typer reads it
+from tune_softmax.commands.options import DataDirOption
+from tune_softmax.config import Precision
+from tune_softmax.errors import StorageError
 
-__all__ = ["packed"]
+__all__ = ["Part", "overhead", "packed", "scaling", "search"]
+
+
+class Part(StrEnum):
+    """What `scaling` makes larger."""
+
+    PACKS = "packs"
+    NODES = "nodes"
+    TRIALS = "trials"
+
+
+_JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures to this file too.")
+]
 
 
 def packed(
@@ -18,6 +34,13 @@ def packed(
         list[int] | None,
         typer.Option(help="A batch size of the mix; repeat for more.  [default: 64 128 256 512]"),
     ] = None,
+    pack_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Trials trained together; repeat.  [default: 1 4 16 64 256]"),
+    ] = None,
+    hidden_units: Annotated[
+        int, typer.Option(min=0, help="Width of the hidden layer; 0 is softmax regression.")
+    ] = 0,
     num_images: Annotated[int, typer.Option(min=1, help="Training images.")] = 50_000,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a pack.")] = 1,
@@ -25,24 +48,127 @@ def packed(
     precision: Annotated[
         Precision, typer.Option(help="In which packs multiply; the products alone are float32.")
     ] = "float32",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file too.")
-    ] = None,
+    json_file: _JsonOption = None,
 ) -> None:
     """Seconds per trial-epoch: one at a time, packs of 1 to 256, and the products alone."""
-    from tune_softmax import bench as benchmark
+    from tune_softmax.bench import packed as benchmark
+    from tune_softmax.bench.conditions import Conditions
 
-    console = Console(stderr=True)
-    with console.status("measuring") as status:
-        rows = benchmark.bench_packed(
-            batch_sizes=batch_size or benchmark.BATCH_SIZES,
-            num_images=num_images,
-            repeats=repeats,
-            num_threads=num_threads,
-            device=device,
-            precision=precision,
-            on_progress=status.update,
-        )
-    print(benchmark.format_table(rows))
+    conditions = Conditions.now()
+    rows = benchmark.bench_packed(
+        batch_sizes=batch_size or benchmark.BATCH_SIZES,
+        pack_sizes=pack_size or benchmark.PACK_SIZES,
+        num_images=num_images,
+        repeats=repeats,
+        num_threads=num_threads,
+        device=device,
+        hidden_units=hidden_units,
+        precision=precision,
+        on_progress=_tell,
+    )
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
+
+
+def search(
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to measure beside us: optuna, scikit-learn, syne-tune or ray-tutorial; "
+            "repeat for more; tune_softmax: us alone.  [default: all]"
+        ),
+    ] = None,
+    num_trials: Annotated[int, typer.Option(min=1, help="Configurations that each tries.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 1,
+    limit_s: Annotated[
+        float,
+        typer.Option(help="Seconds after which a search is ended, and its time reckoned."),
+    ] = 300.0,
+    data_dir: DataDirOption = None,
+    json_file: _JsonOption = None,
+) -> None:
+    """Whole searches on Fashion-MNIST, ours and others', from typing to result."""
+    from tune_softmax.bench import search as benchmark
+    from tune_softmax.bench.conditions import Conditions
+
+    conditions = Conditions.now(benchmark.PACKAGES)
+    rows = benchmark.bench_search(
+        peers=peer or benchmark.PEERS,
+        num_trials=num_trials,
+        repeats=repeats,
+        limit_s=limit_s,
+        data_dir=data_dir,
+        on_progress=_tell,
+    )
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
+
+
+def overhead(
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
+    num_trials: Annotated[
+        int, typer.Option(min=1, help="Trials of the run that `results` reads.")
+    ] = 10_000,
+    json_file: _JsonOption = None,
+) -> None:
+    """Where time goes besides training: commands, imports, Ray, ledger, sampler, by part."""
+    from tune_softmax.bench import overhead as benchmark
+    from tune_softmax.bench.conditions import Conditions
+
+    conditions = Conditions.now()
+    rows = benchmark.bench_overhead(repeats=repeats, num_trials=num_trials, on_progress=_tell)
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
+
+
+def scaling(
+    part: Annotated[
+        list[Part] | None,
+        typer.Option(help="What to make larger; repeat for more.  [default: all three]"),
+    ] = None,
+    num_trials: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Trials; repeat for more. Packs and nodes take the first.  [default: 100 1000]"
+        ),
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, ...")] = "digits",
+    train_fraction: Annotated[float, typer.Option(help="How much of it to train on.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 1,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw memory over time into this PNG file.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    json_file: _JsonOption = None,
+) -> None:
+    """How a search grows with packs at once, local nodes, and trials; with memory over time."""
+    from tune_softmax.bench import scaling as benchmark
+    from tune_softmax.bench.conditions import Conditions
+
+    conditions = Conditions.now()
+    rows = benchmark.bench_scaling(
+        parts=part or benchmark.PARTS,
+        trials=num_trials or benchmark.TRIALS,
+        dataset=dataset,
+        train_fraction=train_fraction,
+        repeats=repeats,
+        data_dir=data_dir,
+        on_progress=_tell,
+    )
+    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
+    if plot is not None:
+        benchmark.draw_memory(rows, plot)
+
+
+def _tell(line: str) -> None:
+    """Say what is under way."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(table: str, json_file: Path | None, content: str) -> None:
+    """Print what was measured, and write it where that is asked for."""
+    print(table)
     if json_file is not None:
-        json_file.write_text(benchmark.to_json(rows))
+        try:
+            json_file.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(
+                f"--json {json_file}: cannot be written: {error.strerror}"
+            ) from error

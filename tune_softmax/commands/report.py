@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tune_softmax.commands.options import RunArgument  # noqa: TC001 - typer reads it
+from tune_softmax.commands.options import RunArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,6 @@
 
 It needs torch alone. Speed does not depend on what the images show, so that random ones of
 Fashion-MNIST's shape and brightness do, and nothing is downloaded.
-`python -m tune_softmax.bench` prints the table where nothing else is installed.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from tune_softmax.bench.conditions import Conditions
+from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.config import Config, Precision
 from tune_softmax.errors import ExperimentError, TuneSoftmaxError
 from tune_softmax.packed import Pack, plan_groups
@@ -30,6 +31,8 @@ from tune_softmax.training import train
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from torch import Tensor
+
     from tune_softmax.metrics import EpochMetrics
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "Workload",
     "bench_packed",
     "format_table",
+    "main",
     "random_data",
     "to_json",
 ]
@@ -64,6 +68,7 @@ class Workload:
         num_validation: Validation images, at least 1.
         repeats: How often everything is measured, at least 1.
         precision: In which packs multiply; one at a time and the products alone are float32.
+        hidden_units: Width of the hidden layer; 0 is softmax regression.
     """
 
     device: str
@@ -74,6 +79,7 @@ class Workload:
     num_validation: int
     repeats: int
     precision: Precision = "float32"
+    hidden_units: int = 0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -88,6 +94,9 @@ class Workload:
                     raise ExperimentError(
                         f"bench: precision must be {', '.join(get_args(Precision))}, got {value!r}"
                     )
+            elif name == "hidden_units":
+                if value < 0:
+                    raise ExperimentError(f"bench: {name} must be 0 or more, got {value}")
             elif not value or min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ExperimentError(f"bench: {name} must be at least 1, got {value}")
 
@@ -100,11 +109,12 @@ class Workload:
             else f"{device.type}, {self.num_threads} thread(s)"
         )
         height, width = IMAGE_SHAPE
+        model = f"{self.hidden_units} hidden units" if self.hidden_units else "no hidden layer"
         return (
             f"{self.num_images:,} training and {self.num_validation:,} validation images, "
             f"random ones of Fashion-MNIST's shape ({height} x {width}, {NUM_CLASSES} classes)\n"
-            f"batch sizes {', '.join(map(str, self.batch_sizes))}; {hardware}; "
-            f"packs in {self.precision}; "
+            f"{model}; batch sizes {', '.join(map(str, self.batch_sizes))}; "
+            f"packs in {self.precision}; {hardware}; "
             f"torch {torch.__version__}; medians of {self.repeats}"
         )
 
@@ -160,6 +170,7 @@ def bench_packed(
     num_threads: int = 1,
     device: str = "cpu",
     precision: Precision = "float32",
+    hidden_units: int = 0,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Time one trial at a time, every pack size, and the products alone, in turn and repeatedly.
@@ -173,6 +184,7 @@ def bench_packed(
         num_threads: Put back afterwards.
         device: Where to train.
         precision: In which packs multiply.
+        hidden_units: Width of every trial's hidden layer, 0 for none.
         on_progress: Called after each measurement with how many are done, and which it was.
 
     Returns:
@@ -191,6 +203,7 @@ def bench_packed(
         num_validation=num_validation,
         repeats=repeats,
         precision=precision,
+        hidden_units=hidden_units,
     )
     _check_device(device)
     check_precision(precision, torch.device(device))
@@ -237,36 +250,27 @@ def random_data(workload: Workload) -> TensorData:
     )
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """Return what was measured, and the rows as aligned text."""
+def format_table(rows: Sequence[Row], conditions: Conditions) -> str:
+    """Return what was measured, under what conditions, and the rows as aligned text."""
     table = [("", "s per trial-epoch", "min to max", "products alone", "ratio", "speed-up")]
     table += [
         (
             row.name,
-            f"{median(row.seconds):.5f}",
-            f"{min(row.seconds):.5f} to {max(row.seconds):.5f}",
+            *spread(row.seconds, 5),
             f"{median(row.floor):.5f}",
             f"{row.over_floor:.2f}",
             f"{row.speed_up:.2f}",
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(
-            [cells[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        )
-        for cells in table
-    ]
-    return "\n".join([rows[0].workload.describe(), "", *lines])
+    return "\n".join([rows[0].workload.describe(), str(conditions), "", aligned(table)])
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """Return a JSON object: the workload, and the rows with their ratios."""
+def to_json(rows: Sequence[Row], conditions: Conditions) -> str:
+    """Return a JSON object: the workload, its conditions, and the rows with their ratios."""
     content = {
         "workload": asdict(rows[0].workload),
-        "torch": torch.__version__,
+        "conditions": asdict(conditions),
         "rows": [
             {
                 "name": row.name,
@@ -308,6 +312,7 @@ def _packs(pack_size: int, workload: Workload) -> list[dict[int, Config]]:
             learning_rate_schedule="linear",
             weight_decay=1e-4,
             momentum=0.9,
+            hidden_units=workload.hidden_units,
         )
         for number in range(size * ceil(len(sizes) / size))
     ]
@@ -350,36 +355,76 @@ def _time_products(way: _Way, data: TensorData) -> float:
     for configs in way.packs:
         for numbers in plan_groups(configs, data):
             sizes = [min(configs[number].batch_size, len(data.train)) for number in numbers]
-            seconds += _time_group_products(gcd(*sizes), len(numbers), data)
+            width = configs[numbers[0]].hidden_units
+            seconds += _time_group_products(gcd(*sizes), len(numbers), width, data)
     return seconds / sum(map(len, way.packs))
 
 
-def _time_group_products(rows: int, num_trials: int, data: TensorData) -> float:
+def _time_group_products(rows: int, num_trials: int, hidden_units: int, data: TensorData) -> float:
     """Return seconds of one group's products in one epoch: logits, gradients, validation logits.
+
+    They run over the same buffers again and again, so that not even reading the data is counted.
 
     Args:
         rows: Images in a micro-batch.
-        num_trials: P; the products have C * P columns.
-        data: Where the sizes and the device come from. The products run over one buffer again
-            and again, so that not even reading the data is counted.
+        num_trials: P; the first products have C * P columns, or H * P.
+        hidden_units: H, or 0; with a hidden layer each trial has a second layer of its own.
+        data: Where the sizes and the device come from.
     """
-    features, columns = data.num_features + 1, data.num_classes * num_trials
-    inputs = torch.rand(max(rows, EVALUATION_ROWS), features, device=data.device)
-    weights = torch.rand(features, columns, device=data.device)
-    logits = torch.empty(len(inputs), columns, device=data.device)
-    gradient = torch.empty(features, columns, device=data.device)
+    products = _Products(max(rows, EVALUATION_ROWS), num_trials, hidden_units, data)
     train_lengths = _split(len(data.train), rows)
     validation_lengths = _split(len(data.validation), EVALUATION_ROWS)
     _synchronize(data.device)
     started = time.perf_counter()
     for length in train_lengths:
-        x, z = inputs[:length], logits[:length]
-        torch.mm(x, weights, out=z)
-        torch.mm(x.T, z, out=gradient)
+        products.forward(length)
+        products.backward(length)
     for length in validation_lengths:
-        torch.mm(inputs[:length], weights, out=logits[:length])
+        products.forward(length)
     _synchronize(data.device)
     return time.perf_counter() - started
+
+
+class _Products:
+    """The matrix products of one group and nothing else.
+
+    Args:
+        rows: Images at most.
+        num_trials: P.
+        hidden_units: H, or 0.
+        data: Where D, C and the device come from.
+    """
+
+    def __init__(self, rows: int, num_trials: int, hidden_units: int, data: TensorData) -> None:
+        features, classes = data.num_features + 1, data.num_classes
+        columns = (hidden_units or classes) * num_trials
+        self._inputs = torch.rand(rows, features, device=data.device)
+        self._weights = torch.rand(features, columns, device=data.device)
+        self._outputs = torch.empty(rows, columns, device=data.device)
+        self._gradient = torch.empty(features, columns, device=data.device)
+        self._second: tuple[Tensor, Tensor, Tensor] | None = None
+        if hidden_units:
+            shape = (num_trials, hidden_units)
+            self._second = (
+                torch.rand(*shape, classes, device=data.device),
+                torch.rand(num_trials, rows, hidden_units, device=data.device),
+                torch.rand(num_trials, rows, classes, device=data.device),
+            )
+
+    def forward(self, length: int) -> None:
+        """Multiply for the logits of so many images."""
+        torch.mm(self._inputs[:length], self._weights, out=self._outputs[:length])
+        if self._second is not None:
+            weights, hidden, _ = self._second
+            torch.bmm(hidden[:, :length], weights)  # (P, B, C)
+
+    def backward(self, length: int) -> None:
+        """Multiply for the gradients from so many images."""
+        if self._second is not None:
+            weights, hidden, residual = self._second
+            torch.bmm(hidden[:, :length].mT, residual[:, :length])  # (P, H, C)
+            torch.bmm(residual[:, :length], weights.mT)  # (P, B, H)
+        torch.mm(self._inputs[:length].T, self._outputs[:length], out=self._gradient)
 
 
 def _split(total: int, length: int) -> list[int]:
@@ -403,7 +448,7 @@ def _threads(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the measurement that the command line asks for, and print its table."""
     parser = argparse.ArgumentParser(
         prog="python -m tune_softmax.bench",
@@ -416,19 +461,17 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack-sizes", type=int, nargs="+", help="trials trained together")
     parser.add_argument("--num-images", type=int, help="training images")
     parser.add_argument("--num-validation", type=int, help="validation images")
+    parser.add_argument("--hidden-units", type=int, help="width of a hidden layer; 0: none")
     parser.add_argument("--repeats", type=int, help="rounds; medians are printed")
     parser.add_argument("--precision", help="in which packs multiply: float32, bfloat16x2, ...")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = vars(parser.parse_args(arguments))
     form = to_json if options.pop("json", False) else format_table
+    conditions = Conditions.now()
     try:
         rows = bench_packed(**options, on_progress=lambda line: print(line, file=sys.stderr))
     except TuneSoftmaxError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(form(rows))
+    print(form(rows, conditions))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

@@ -10,10 +10,19 @@ from statistics import median
 import pytest
 import torch
 
-from tune_softmax import bench
-from tune_softmax.bench import Row, Workload, bench_packed, format_table, random_data, to_json
+from tune_softmax.bench import packed
+from tune_softmax.bench.conditions import Conditions
+from tune_softmax.bench.packed import (
+    Row,
+    Workload,
+    bench_packed,
+    format_table,
+    random_data,
+    to_json,
+)
 from tune_softmax.errors import ExperimentError
 
+CONDITIONS = Conditions.now()
 TINY = {
     "batch_sizes": (4, 8),
     "pack_sizes": (4, 1, 3),
@@ -49,7 +58,7 @@ def test_every_batch_size_is_measured_by_every_way(monkeypatch):
     """Packs too small for all batch sizes come in several, so that the ways can be compared."""
     trained = []
     monkeypatch.setattr(
-        bench, "_time_products", lambda way, _: trained.append((way.pack_size, way.packs)) or 1.0
+        packed, "_time_products", lambda way, _: trained.append((way.pack_size, way.packs)) or 1.0
     )
     bench_packed(**{**TINY, "repeats": 1})
     for pack_size, packs in trained:
@@ -61,12 +70,21 @@ def test_products_have_the_shapes_of_the_pack(monkeypatch):
     """Batch sizes 4 and 8 make one group of micro-batches of 4; alone each has its own."""
     shapes = {}
     monkeypatch.setattr(
-        bench,
+        packed,
         "_time_group_products",
-        lambda rows, num_trials, _: shapes.setdefault((rows, num_trials), 1.0),
+        lambda rows, num_trials, _width, _data: shapes.setdefault((rows, num_trials), 1.0),
     )
     bench_packed(**{**TINY, "pack_sizes": (4,), "repeats": 1})
     assert set(shapes) == {(4, 1), (8, 1), (4, 4)}
+
+
+def test_a_hidden_layer_is_measured_with_its_own_products():
+    """Every trial trains it, and the floor has the second layer's products too."""
+    rows = bench_packed(**TINY, hidden_units=3)
+    assert [row.name for row in rows] == ["one at a time", "pack of 1", "pack of 3", "pack of 4"]
+    assert all(value > 0 for row in rows for value in row.seconds + row.floor)
+    assert "3 hidden units" in format_table(rows, CONDITIONS)
+    assert json.loads(to_json(rows, CONDITIONS))["workload"]["hidden_units"] == 3
 
 
 def test_the_images_are_like_the_real_ones():
@@ -83,13 +101,13 @@ def test_the_images_are_like_the_real_ones():
 def test_packs_are_measured_in_the_precision_asked_for(monkeypatch):
     """Every pack trains in it, one at a time does not, and the table says so."""
     seen = []
-    pack = bench.Pack
+    pack = packed.Pack
     monkeypatch.setattr(
-        bench, "Pack", lambda *a, precision, **k: seen.append(precision) or pack(*a, **k)
+        packed, "Pack", lambda *a, precision, **k: seen.append(precision) or pack(*a, **k)
     )
     rows = bench_packed(**{**TINY, "repeats": 1}, precision="bfloat16x2")
     assert set(seen) == {"bfloat16x2"}
-    assert "packs in bfloat16x2" in format_table(rows)
+    assert "packs in bfloat16x2" in format_table(rows, CONDITIONS)
 
 
 def test_the_number_of_threads_is_put_back():
@@ -107,7 +125,7 @@ def test_the_number_of_threads_is_put_back():
 
 def test_the_table_is_aligned():
     """Each way has a line with medians, extremes and ratios."""
-    text = format_table(ROWS).splitlines()[3:]
+    text = format_table(ROWS, CONDITIONS).splitlines()[5:]
     header, *lines = (re.split("  +", line) for line in text)
     assert header[1:] == [
         "s per trial-epoch",
@@ -125,16 +143,17 @@ def test_the_table_is_aligned():
 
 def test_the_table_says_what_was_measured():
     """Random images are called so, and hardware and versions are named."""
-    text = format_table(ROWS)
-    for part in ("30 training", "random", "28 x 28", "4, 8", "cpu, 1 thread", torch.__version__):
+    text = format_table(ROWS, CONDITIONS)
+    parts = ("30 training", "random", "28 x 28", "4, 8", "cpu, 1 thread", torch.__version__)
+    for part in (*parts, "no hidden layer", "commit ", "load before it"):
         assert part in text
 
 
 def test_json_holds_what_the_table_holds():
     """It is the workload, and the rows with all measurements and both ratios."""
-    content = json.loads(to_json(ROWS))
+    content = json.loads(to_json(ROWS, CONDITIONS))
     assert content["workload"]["batch_sizes"] == [4, 8]
-    assert content["torch"] == torch.__version__
+    assert content["conditions"]["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert content["rows"][1] == {
         "name": "pack of 64",
         "pack_size": 64,
@@ -153,6 +172,7 @@ def test_json_holds_what_the_table_holds():
         ({"batch_sizes": (64, 0)}, "bench: batch_sizes must be at least 1, got"),
         ({"pack_sizes": ()}, "bench: pack_sizes must be at least 1, got"),
         ({"num_threads": 0}, "bench: num_threads must be at least 1, got 0"),
+        ({"hidden_units": -1}, "bench: hidden_units must be 0 or more, got -1"),
         ({"device": "tpu"}, "bench: device must be cpu, cuda or cuda:N, got 'tpu'"),
         ({"precision": "float16"}, "bench: precision must be float32, bfloat16x2, bfloat16, tf32"),
     ],
@@ -175,18 +195,18 @@ def test_a_device_that_is_not_there_is_refused():
 def test_the_module_runs_alone(capsys):
     """`python -m tune_softmax.bench` prints a table or JSON, and refuses in one line."""
     tiny = ["--num-images", "20", "--num-validation", "5", "--repeats", "1", "--pack-sizes", "2"]
-    assert bench._main(tiny) == 0
+    assert packed.main(tiny) == 0
     assert "pack of 2" in capsys.readouterr().out
-    assert bench._main([*tiny, "--json", "--batch-sizes", "4"]) == 0
+    assert packed.main([*tiny, "--json", "--batch-sizes", "4"]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
-    assert bench._main(["--repeats", "0"]) == 2
+    assert packed.main(["--repeats", "0"]) == 2
     assert capsys.readouterr().err == "bench: repeats must be at least 1, got 0\n"
 
 
 def test_it_needs_torch_alone():
     """Importing the bench loads none of the libraries that a GPU machine may lack."""
     code = (
-        "import sys, tune_softmax.bench; "
+        "import sys, tune_softmax.bench.__main__; "
         "print(*{'ray', 'optuna', 'pandas', 'pydantic', 'rich', 'sklearn', 'typer', 'yaml'}"
         " & set(sys.modules))"
     )

@@ -1,0 +1,1 @@
+"""Measurements of speed, one module a question: `packed`, `search`, `overhead`, `scaling`."""

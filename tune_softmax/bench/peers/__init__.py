@@ -1,0 +1,1 @@
+"""Other ways to search, each written as its own documentation does and run as a process."""
