@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,7 +164,8 @@ def load(run: Path | str) -> Results:
 
 
 def _epoch_frame(epochs: Sequence[tuple[int, int, EpochMetrics]]) -> pd.DataFrame:
-    rows = [{"trial": number, "epoch": epoch, **asdict(m)} for number, epoch, m in epochs]
+    measured = attrgetter(*CURVES, "seconds")
+    rows = [(number, epoch, *measured(metrics)) for number, epoch, metrics in epochs]
     frame = pd.DataFrame(rows, columns=["trial", "epoch", *CURVES, "seconds"])
     types = dict.fromkeys(["trial", "epoch"], "int64")
     return frame.astype(types | dict.fromkeys([*CURVES, "seconds"], "float64"))
@@ -172,12 +174,10 @@ def _epoch_frame(epochs: Sequence[tuple[int, int, EpochMetrics]]) -> pd.DataFram
 def _trial_frame(
     trials: Sequence[TrialRecord], epochs: pd.DataFrame, experiment: Experiment
 ) -> pd.DataFrame:
-    columns = ["number", "state", *HYPERPARAMETERS, "rung", "pack", "attempts", "error"]
-    rows = [
-        {**asdict(trial.config), **{n: getattr(trial, n) for n in columns if hasattr(trial, n)}}
-        for trial in trials
-    ]
-    frame = pd.DataFrame(rows, columns=columns)
+    of_trial = ("number", "state", "rung", "pack", "attempts", "error")
+    recorded, config = attrgetter(*of_trial), attrgetter(*HYPERPARAMETERS)
+    rows = [(*recorded(trial), *config(trial.config)) for trial in trials]
+    frame = pd.DataFrame(rows, columns=[*of_trial, *HYPERPARAMETERS])
     by_trial = epochs.groupby("trial")
     measured = by_trial[list(CURVES)].last(skipna=False).add_prefix("last_")
     measured["best_validation_loss"] = by_trial["validation_loss"].min()
