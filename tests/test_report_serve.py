@@ -120,6 +120,15 @@ def test_a_ledger_in_a_database_is_looked_at_by_the_clock(run, monkeypatch):
     assert stamp(run) != first
 
 
+@pytest.fixture
+def _interruptible():
+    """Let SIGINT be what Ctrl-C makes of it, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_following_ends_with_ctrl_c(run, live):
     """And keeps the page up to date until then."""
 
