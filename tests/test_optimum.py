@@ -211,6 +211,7 @@ def test_every_form_of_the_preconditioner_leads_there(digits, form, monkeypatch)
     """It changes the way, and not where it leads."""
     if form == "joint":
         monkeypatch.setattr(curvature, "MANY_PRODUCTS", 0)
+        monkeypatch.setattr(curvature, "STALE", 0)
     if form == "diagonal":
         monkeypatch.setattr(curvature, "MAX_UNKNOWNS", 8)
     found = Solver(Problem(digits)).solve(1e-3)

@@ -19,7 +19,9 @@ __all__ = ["Preconditioner"]
 NUM_ROWS = 12_288
 # Unknowns of one factored block at most: 268 MB, and 0.2 TFLOP to factor.
 MAX_UNKNOWNS = 8_192
-# Products per direction from which a better approximation pays.
+# Products per direction from which it pays to renew the cheap form, which costs as much as 40.
+STALE = 15
+# Products per direction from which a costlier form pays, or renewing that.
 MANY_PRODUCTS = 40
 
 
@@ -79,7 +81,8 @@ class Preconditioner:
         if self._is_new and self._is_joint:  # the best there is; poor only once it is old
             self._patience = max(self._patience, 2 * num_products)
             self._is_new = False
-        if num_products > self._patience:
+        is_stale = not (self._is_new or self._is_joint)
+        if num_products > (STALE if is_stale else self._patience):
             self._build(probabilities, penalties, joint=self._is_joint or self._is_new)
             self._is_new = True
 
