@@ -56,6 +56,15 @@ def test_the_regret_says_its_side(inputs, shift, side):
     )
 
 
+def test_a_winner_without_its_like_is_said_to_be_better(inputs):
+    """Not that no difference was seen between it and 0 others."""
+    confirmed = confirmation((7, 3, 5))
+    alone = confirmed.winners["trial"].eq(confirmed.winners["trial"].iloc[0])
+    confirmed = dataclasses.replace(confirmed, winners=confirmed.winners.assign(is_winner=alone))
+    text = findings.sentences(dataclasses.replace(inputs, confirmation=confirmed))[2]
+    assert text.endswith("; each of the others was shown to be worse.")
+
+
 def test_a_confirmation_says_what_cannot_be_told_apart(inputs):
     """Of three confirmed trials, one is like the best and one is not."""
     confirmed = confirmation()

@@ -112,6 +112,8 @@ def _tested(confirmation: Confirmation | None) -> str:
     if others.empty:
         return f"{text}."
     num_alike = int(others["is_winner"].sum())
+    if not num_alike:
+        return f"{text}; each of the others was shown to be worse."
     return (
         f"{text}; between it and {num_alike} of the {len(others)} others no difference was seen."
     )
