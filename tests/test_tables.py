@@ -139,7 +139,8 @@ def test_the_summary_says_how_it_went_and_what_to_do_next(make_run):
     """Counts, the commonest reason of failure, the best trial, and commands."""
     lines = summary(make_run())
     assert lines[0] == (
-        "1 trials ran all their epochs, 1 were stopped early, 2 failed; 4 trial-epochs in all."
+        "4 of 4 trials done: 1 ran all their epochs, 1 were stopped early, 2 failed; 4 "
+        "trial-epochs in all."
     )
     assert lines[1] == "Failed most often because: ValueError: [/odd] bad"
     assert lines[2] == "Best: trial 0, validation_loss 0.3000 after epoch 1."

@@ -51,10 +51,12 @@ def summary(results: Results) -> list[str]:
     """Return how a search went and what to do next, line by line."""
     states = {state: results.count(state) for state in State}
     complete, pruned, failed = (states[s] for s in (State.COMPLETE, State.PRUNED, State.FAIL))
-    line = f"{complete} trials ran all their epochs, {pruned} were stopped early, {failed} failed"
-    lines = [f"{line}; {len(results.epochs):,} trial-epochs in all."]
-    unfinished = states[State.WAITING] + states[State.RUNNING]
-    left = results.experiment.num_trials - len(results.trials) + unfinished
+    done = sum(count for state, count in states.items() if state.is_final)
+    wanted = results.experiment.num_trials
+    line = f"{done} of {wanted} trials done: {complete} ran all their epochs, {pruned} were "
+    line += f"stopped early, {failed} failed; {len(results.epochs):,} trial-epochs in all."
+    lines = [line]
+    left = wanted - done
     if left:
         lines.append(
             f"The time budget ended with {left} trials left: "
