@@ -437,7 +437,7 @@ def test_what_sqlites_own_check_finds_is_named(run):
         connection.execute(
             "UPDATE sqlite_master SET sql = replace(sql, 'rung INTEGER', 'rung INTEGER NOT NULL')"
         )
-    assert all("SQLite's integrity check: " in rule for rule in broken(run))
+    assert all(rule.startswith("run.db: SQLite's integrity check: ") for rule in broken(run))
 
 
 def test_a_list_that_would_be_endless_is_cut(run):

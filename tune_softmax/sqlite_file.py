@@ -308,11 +308,14 @@ class SqliteFile:
         try:
             for (text,) in connection.exec_driver_sql("PRAGMA integrity_check"):
                 if text != "ok":
-                    wrong += [f"SQLite's integrity check: {line}" for line in text.splitlines()]
+                    wrong += [
+                        f"{self._path.name}: SQLite's integrity check: {line}"
+                        for line in text.splitlines()
+                    ]
             for table, row, parent, _ in connection.exec_driver_sql("PRAGMA foreign_key_check"):
                 wrong.append(f"table {table}, row {row}: belongs to no row of table {parent}")
         except sa.exc.DatabaseError as error:
-            wrong.append(f"SQLite's integrity check: {error.orig}")
+            wrong.append(f"{self._path.name}: SQLite's integrity check: {error.orig}")
         return wrong
 
     def translated(self, error: Exception) -> ResultsError:
