@@ -17,6 +17,8 @@
 
 #define PANEL 16
 #define MAX_ROWS 64 /* of a micro-batch's slice: 64 rows of 785 floats are 200 KB */
+#define AHEAD 4     /* images, which take about as long as memory does */
+#define LINE_BYTES 64
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -100,7 +102,8 @@ int64_t NAME(scratch_size)(int64_t num_features, int64_t num_trials, int64_t num
            4 * num_columns + 4 * num_trials + PANEL;
 }
 
-/* Scale a micro-batch's images and put a one behind each. */
+/* Scale a micro-batch's images and put a one behind each. Images come in a random order, which no
+ * processor foresees: the one that comes AHEAD images later is fetched now. */
 static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REAL *x) {
     const int64_t D = e->num_features, stride = NAME(row_stride)(D);
     for (int64_t b = 0; b < rows; b++, x += stride) {
@@ -108,6 +111,10 @@ static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REA
         if (e->inputs) {
             memcpy(x, e->inputs + i * (D + 1), sizeof(REAL) * (size_t)(D + 1));
             continue;
+        }
+        if (e->order && first + b + AHEAD < e->num_images) {
+            const uint8_t *later = e->pixels + e->order[first + b + AHEAD] * D;
+            for (int64_t d = 0; d < D; d += LINE_BYTES) __builtin_prefetch(later + d);
         }
         const uint8_t *image = e->pixels + i * D;
         for (int64_t d = 0; d < D; d++) x[d] = (REAL)image[d] / e->pixel_max;
@@ -122,6 +129,7 @@ INLINE void NAME(forward_block)(const REAL *x, int64_t stride, const REAL *panel
     for (int64_t r = 0; r < num; r++)
         for (int64_t v = 0; v < NUM_VECTORS; v++) sums[r][v] = (VECTOR){0};
     for (int64_t k = 0; k < K; k++, panel += PANEL) {
+        __builtin_prefetch(panel + K * PANEL); /* the next panel comes from further away */
         VECTOR w[NUM_VECTORS];
         for (int64_t v = 0; v < NUM_VECTORS; v++) w[v] = NAME(load)(panel + v * LANES);
         for (int64_t r = 0; r < num; r++)
@@ -158,8 +166,12 @@ INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REA
     const int64_t K = e->num_features + 1, N = e->num_columns, z_stride = N + PANEL;
     const int64_t stride = NAME(row_stride)(e->num_features);
     VECTOR sums[BLOCK][NUM_VECTORS];
-    for (int64_t i = 0; i < num; i++)
+    for (int64_t i = 0; i < num; i++) {
         for (int64_t v = 0; v < NUM_VECTORS; v++) sums[i][v] = (VECTOR){0};
+        /* What the sums are for is fetched while they are computed. */
+        __builtin_prefetch(e->velocity + column * K + (k + i) * PANEL, 1);
+        __builtin_prefetch(e->weights + column * K + (k + i) * PANEL, 1);
+    }
     for (int64_t b = 0; b < rows; b++) {
         VECTOR r[NUM_VECTORS];
         for (int64_t v = 0; v < NUM_VECTORS; v++)
