@@ -22,14 +22,14 @@ search: {num_trials: 100, pack_size: 2}
 """
 
 
-def begin(path):
+def begin(path, checksum="none"):
     """Make a run folder with a ledger that is still being written; return both."""
     folder = RunFolder(path)
     folder.create()
     folder.experiment.write_text(experiments.parse(EXPERIMENT, "small.yaml").to_yaml())
-    folder.environment.write_text("{}\n")
+    folder.environment.write_text(f'{{"dataset_checksum": "{checksum}"}}\n')
     folder.log.write_text("begun\n")
-    ledger = Ledger.create(folder.ledger, {"dataset_checksum": "none"})
+    ledger = Ledger.create(folder.ledger, {"dataset_checksum": checksum})
     ledger.event("started")
     return folder, ledger
 
@@ -64,9 +64,9 @@ def train(ledger, numbers, *, pack=0, state=State.COMPLETE, last=None, error=Non
             ledger.record(pack, [report])
 
 
-def finished(path, num_trials=6):
-    """Make a run of some trials that are all complete."""
-    folder, ledger = begin(path)
+def finished(path, num_trials=6, checksum="none"):
+    """Make a run of some trials that are all complete, on images of a checksum."""
+    folder, ledger = begin(path, checksum)
     with closing(ledger):
         train(ledger, range(num_trials))
     return folder

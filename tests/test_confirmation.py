@@ -52,9 +52,9 @@ def openings(folder):
 
 @pytest.fixture(scope="module")
 def confirmed(tmp_path_factory):
-    """A search whose two best trials were confirmed by the command, what it printed and found."""
+    """A run whose two best trials were confirmed by the command, what it printed and found."""
     run = tmp_path_factory.mktemp("confirmed") / "run"
-    search.search(parse(EXPERIMENT, "small.yaml"), run_dir=run)
+    finished(run, num_trials=8, checksum=load_dataset("digits").checksum)
     done = command("confirm", run, "--top", 2, "--seeds", 2)
     assert done.returncode == 0, done.stderr
     return done.stdout, confirmation.load(run)
@@ -112,7 +112,7 @@ def test_the_loaded_model_has_the_saved_accuracy(confirmed):
     _, found = confirmed
     model = tune_softmax.load_model(found.folder.path)
     assert model.class_names == tuple("0123456789")
-    data = to_tensors(load_dataset("digits", validation=0.25))
+    data = to_tensors(load_dataset("digits"))
     measured = evaluate(model, to_images(load_test("digits")), data)
     evaluation = json.loads(found.folder.best.evaluation.read_text())
     assert measured.accuracy == evaluation["accuracy"]

@@ -168,6 +168,7 @@ def test_a_changed_section_is_refused(studied):
         path.write_text(text)
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on(tmp_path):
     """Killed outright, it is resumed by the command, and finds what an unbroken one finds."""
     path = write(tmp_path, 60)
@@ -208,6 +209,7 @@ def test_a_killed_study_goes_on(tmp_path):
     audit.check(folder.path)
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_baseline_is_refused(tmp_path):
     """The baseline's images are a fraction of those that are loaded."""
     text = EXPERIMENT.replace("NUM_EPOCHS", "4").replace("batch_size: 16", "batch_size: 500")

@@ -204,7 +204,7 @@ def test_the_pack_size_does_not_change_results(tmp_path):
 )
 def test_a_signal_stops_well_and_resume_finishes(tmp_path, number, code):
     """A signalled search exits within seconds with its code, and resume runs what is left."""
-    path = write(tmp_path, "{num_trials: 200, pack_size: 10}")
+    path = write(tmp_path, "{num_trials: 80, pack_size: 10}")
     folder = tmp_path / "run"
     process = subprocess.Popen(
         [*COMMAND, "search", str(path), "--run-dir", str(folder)],
@@ -213,7 +213,7 @@ def test_a_signal_stops_well_and_resume_finishes(tmp_path, number, code):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_trials(folder, 20)
+    wait_for_trials(folder, 10)
     started = time.monotonic()
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
@@ -224,14 +224,14 @@ def test_a_signal_stops_well_and_resume_finishes(tmp_path, number, code):
     stopped = results.load(folder)
     assert stopped.count(State.RUNNING) == 0
     done = stopped.trials[stopped.trials["state"].isin([State.COMPLETE, State.PRUNED])]
-    assert 20 <= len(done) < 200
+    assert 10 <= len(done) < 80
     before = stopped.epochs[stopped.epochs["trial"].isin(done["number"])]
 
     resumed = run("resume", folder, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     found = results.load(folder)
-    assert list(found.trials["number"]) == list(range(200))
-    assert found.count(State.COMPLETE, State.PRUNED) == 200
+    assert list(found.trials["number"]) == list(range(80))
+    assert found.count(State.COMPLETE, State.PRUNED) == 80
     after = found.epochs[found.epochs["trial"].isin(done["number"])]
     assert after.reset_index(drop=True).equals(before.reset_index(drop=True))
 
@@ -380,6 +380,7 @@ def test_two_drivers_cannot_write_one_run(tmp_path):
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_changed_data_refuse_a_resume(tmp_path):
     """A run is resumed on the data it was made with, or not at all."""
     path = write(tmp_path, "{num_trials: 4, pack_size: 4}")

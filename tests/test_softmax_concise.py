@@ -95,6 +95,7 @@ def test_it_shows_the_real_images():
 # --- As it runs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_it_runs_without_data_and_network(tmp_path):
     """On the built-in digits every cell does its work, and its runs are whole."""
