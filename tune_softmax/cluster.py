@@ -28,6 +28,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress not found")
     logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     import ray
+    from ray._private.node import Node as RayNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,7 @@ logger = logging.getLogger("tune_softmax")
 MAX_FOLDER_LENGTH = 40
 # The dataset is what the object store holds; Ray asks for at least 75 MB.
 OBJECT_STORE_BYTES = 512 * 2**20
+MONITORS = ("start_monitor", "start_log_monitor")
 CONNECT_TIMEOUT_S = 5.0
 # A head that is silent for 50 s is gone. After 60 s Ray would end the process by itself, with exit
 # code 1 and no word of what to do.
@@ -215,14 +217,33 @@ def _start_local(folder: Path) -> None:
     # environment reaches its children, and needs no file in a home that may be read-only.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(folder),
-    )
+    with _without_monitors():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+
+
+@contextmanager
+def _without_monitors() -> Iterator[None]:
+    """Let Ray start neither the autoscaler's monitor nor the one that forwards workers' logs.
+
+    A cluster of this machine alone does not grow, and its logs are not forwarded; each of the two
+    costs a second of processor time where a search has the fewest to spare. `ray.init` has no
+    option for it. A Ray that has no such methods starts what it likes.
+    """
+    kept = {name: getattr(RayNode, name) for name in MONITORS if hasattr(RayNode, name)}
+    for name in kept:
+        setattr(RayNode, name, lambda _node: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(RayNode, name, method)
 
 
 def _join(address: str) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PackResult", "PackTask", "PackTrainable", "Settings"]
 
-# Ray's controller takes 10 to 18 ms a report, so epochs shorter than this share one.
+# A report costs Ray 2 ms and the ledger a commit, so epochs shorter than this share one.
 REPORT_SECONDS = 0.25
 # What torch says where the host's memory ends; of the GPU's it has an exception of its own.
 HOST_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
