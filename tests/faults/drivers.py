@@ -57,7 +57,7 @@ def kill_at_random(folder, experiment, twin, *, num_trials, num_kills, seed=0):
         is_behind = oracle.num_final / num_trials < 0.75 * kill / num_kills
         if kill % 4 == 3:
             time.sleep(draw.uniform(0.2, 8))
-        elif run.await_epochs(draw.randint(*((4, 9) if is_behind else (1, 3)))):
+        elif run.await_epochs(draw.randint(*((6, 12) if is_behind else (1, 3)))):
             num_training += 1
             time.sleep(draw.uniform(0, EPOCH_S))
         assert run.process.poll() is None, f"ended before kill {kill + 1}: {run.last_text()}"
