@@ -19,6 +19,7 @@ space:
   momentum: {uniform: [0, 0.9]}
   weight_decay: 1e-4
 search: {num_trials: 100, pack_size: 2}
+resources: {max_concurrent_packs: 1}
 """
 
 

@@ -149,6 +149,7 @@ def test_resume_goes_on_with_a_confirmation_by_its_own_folder(confirmed):
         search.resume(found.folder.confirm.path)
 
 
+@pytest.mark.slow
 def test_more_seeds_add_to_what_is_there(confirmed):
     """The trials of before keep their results, and the new opening is recorded too."""
     _, found = confirmed

@@ -25,6 +25,7 @@ EXPERIMENT = """name: small
 dataset: {name: digits, validation: 0.25, train_fraction: 0.1}
 space: {batch_size: 16, num_epochs: NUM_EPOCHS, learning_rate: 0.5}
 search: {seed: 3}
+resources: {max_concurrent_packs: 1}
 remedies:
   seeds: 3
   early_stopping: [1, 3]

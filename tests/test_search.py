@@ -39,6 +39,9 @@ space:
   momentum: {uniform: [0, 0.9]}
 """
 
+# A second worker's imports take as long as all the training of such small searches.
+ONE_WORKER = "resources: {max_concurrent_packs: 1}"
+
 
 def run(*arguments, cwd, timeout=120):
     """Run the command line and return what it printed."""
@@ -66,8 +69,7 @@ def searched(tmp_path_factory):
     One pack at a time, so that every run stops and parks the same trials.
     """
     folder = tmp_path_factory.mktemp("searched")
-    search = "{num_trials: 48, pack_size: 16, seed: 2}"
-    path = write(folder, f"{search}\nresources: {{max_concurrent_packs: 1}}")
+    path = write(folder, f"{{num_trials: 48, pack_size: 16, seed: 2}}\n{ONE_WORKER}")
     finished = run("search", path, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return finished, results.load(folder / "runs" / "small")
@@ -198,38 +200,48 @@ def test_the_pack_size_does_not_change_results(tmp_path):
     assert curves[0] == pytest.approx(curves[2], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
-def test_a_signal_stops_well_and_resume_finishes(tmp_path, number, code):
-    """A signalled search exits within seconds with its code, and resume runs what is left."""
-    path = write(tmp_path, "{num_trials: 80, pack_size: 10}")
-    folder = tmp_path / "run"
+def stopped(folder, number, code):
+    """Search, send a signal once ten trials are done, and return the run's results.
+
+    The command exits within seconds with its code, and says how to go on.
+    """
+    path = write(folder, f"{{num_trials: 80, pack_size: 10}}\n{ONE_WORKER}")
+    run_dir = folder / "run"
     process = subprocess.Popen(
-        [*COMMAND, "search", str(path), "--run-dir", str(folder)],
-        cwd=tmp_path,
+        [*COMMAND, "search", str(path), "--run-dir", str(run_dir)],
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_trials(folder, 10)
+    wait_for_trials(run_dir, 10)
     started = time.monotonic()
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
     assert time.monotonic() - started < 15  # bounded, though the machine be busy
     assert process.returncode == code
-    assert f"tune-softmax resume {folder}" in error
+    assert f"tune-softmax resume {run_dir}" in error
     assert "Traceback" not in error
-    stopped = results.load(folder)
-    assert stopped.count(State.RUNNING) == 0
-    done = stopped.trials[stopped.trials["state"].isin([State.COMPLETE, State.PRUNED])]
-    assert 10 <= len(done) < 80
-    before = stopped.epochs[stopped.epochs["trial"].isin(done["number"])]
+    found = results.load(run_dir)
+    assert found.count(State.RUNNING) == 0
+    assert 10 <= found.count(State.COMPLETE, State.PRUNED) < 80
+    return found
 
-    resumed = run("resume", folder, cwd=tmp_path)
+
+def test_ctrl_c_stops_well(tmp_path):
+    """A search ends within seconds, keeps what is done, and nothing is left running."""
+    stopped(tmp_path, signal.SIGINT, 130)
+
+
+@pytest.mark.slow
+def test_what_a_signal_stopped_is_resumed(tmp_path):
+    """A resume runs what is left, and changes nothing that was done."""
+    found = stopped(tmp_path, signal.SIGTERM, 143)
+    done = found.trials[found.trials["state"].isin([State.COMPLETE, State.PRUNED])]
+    before = found.epochs[found.epochs["trial"].isin(done["number"])]
+    resumed = run("resume", found.folder.path, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    found = results.load(folder)
+    found = results.load(found.folder.path)
     assert list(found.trials["number"]) == list(range(80))
     assert found.count(State.COMPLETE, State.PRUNED) == 80
     after = found.epochs[found.epochs["trial"].isin(done["number"])]
@@ -301,6 +313,7 @@ def test_a_time_budget_ends_a_search_that_resume_goes_on_with(tmp_path):
     assert not states[State.RUNNING]
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_fails_and_its_neighbours_do_not(tmp_path):
     """A trial whose loss leaves the finite numbers is FAIL with the epoch; --strict counts it."""
     path = tmp_path / "diverging.yaml"
