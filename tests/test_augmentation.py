@@ -10,8 +10,6 @@ from engine import random_data
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage, stats
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from tune_softmax import augmentation
 from tune_softmax.augmentation import augment, augmented_epoch, draw, inverse_maps, warp
@@ -127,6 +125,10 @@ def test_images_move_as_scipy_moves_them(shape, num_images, strength, seed, chun
 @pytest.mark.parametrize("shape", [(28, 28), (12, 20)])
 def test_parameters_mean_what_torchvision_means(shape):
     """Flip, then scale, then a turn about the centre, then a shift: torchvision's order."""
+    # Seconds, which else every process spends that collects these tests.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
     images = random_images(20, shape)
     draws = draw(0, 1, 20)
     moved = augment(images, shape, strength=0.8, seed=0, epoch=1).view(-1, *shape)

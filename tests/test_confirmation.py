@@ -169,6 +169,7 @@ def test_what_cannot_be_confirmed_is_refused(tmp_path):
     assert confirmation.load(run.path) is None
 
 
+@pytest.mark.slow
 def test_other_images_are_refused_before_the_test_set_is_opened(tmp_path):
     """The search's checksum decides, and nothing is recorded or written."""
     run = finished(tmp_path / "run")

@@ -158,6 +158,7 @@ def test_resuming_a_finished_run_changes_nothing(searched):
     assert found.folder.ledger.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_train_on_a_run_records_that_the_test_set_was_opened(searched):
     """`train RUN` trains the best trial, shows its test result and records the opening."""
     _, found = searched
