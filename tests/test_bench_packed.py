@@ -203,6 +203,7 @@ def test_the_module_runs_alone(capsys):
     assert capsys.readouterr().err == "bench: repeats must be at least 1, got 0\n"
 
 
+@pytest.mark.slow
 def test_it_needs_torch_alone():
     """Importing the bench loads none of the libraries that a GPU machine may lack."""
     code = (

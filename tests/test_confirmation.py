@@ -23,7 +23,7 @@ from tune_softmax.tensors import to_images, to_tensors
 from tune_softmax.tested_tables import confirmation_lines
 from tune_softmax.training import evaluate
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 COMMAND = str(Path(sys.executable).parent / "tune-softmax")
 EXPERIMENT = """name: small
@@ -149,7 +149,6 @@ def test_resume_goes_on_with_a_confirmation_by_its_own_folder(confirmed):
         search.resume(found.folder.confirm.path)
 
 
-@pytest.mark.slow
 def test_more_seeds_add_to_what_is_there(confirmed):
     """The trials of before keep their results, and the new opening is recorded too."""
     _, found = confirmed
@@ -169,7 +168,6 @@ def test_what_cannot_be_confirmed_is_refused(tmp_path):
     assert confirmation.load(run.path) is None
 
 
-@pytest.mark.slow
 def test_other_images_are_refused_before_the_test_set_is_opened(tmp_path):
     """The search's checksum decides, and nothing is recorded or written."""
     run = finished(tmp_path / "run")
@@ -187,7 +185,6 @@ def test_a_run_without_a_winner_says_how_to_get_one(tmp_path):
             ask(run.path)
 
 
-@pytest.mark.slow
 def test_an_interrupted_confirmation_goes_on(tmp_path):
     """Killed outright, it is confirmed again without training what is done."""
     run = tmp_path / "run"

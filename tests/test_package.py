@@ -288,6 +288,7 @@ def test_results_load_neither_torch_nor_ray():
     assert not loaded_by("import tune_softmax.results, tune_softmax.tables") & {"torch", "ray"}
 
 
+@pytest.mark.slow
 def test_nothing_happens_on_import(tmp_path):
     """Importing every module makes no folder and no file, and sets up no logging."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"

@@ -18,7 +18,7 @@ from tune_softmax.ledger import Ledger
 from tune_softmax.run_folder import RunFolder
 from tune_softmax.tested_tables import remedy_lines
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 COMMAND = str(Path(sys.executable).parent / "tune-softmax")
 EXPERIMENT = """name: small
@@ -169,7 +169,6 @@ def test_a_changed_section_is_refused(studied):
         path.write_text(text)
 
 
-@pytest.mark.slow
 def test_a_killed_study_goes_on(tmp_path):
     """Killed outright, it is resumed by the command, and finds what an unbroken one finds."""
     path = write(tmp_path, 60)
@@ -210,7 +209,6 @@ def test_a_killed_study_goes_on(tmp_path):
     audit.check(folder.path)
 
 
-@pytest.mark.slow
 def test_a_batch_larger_than_the_baseline_is_refused(tmp_path):
     """The baseline's images are a fraction of those that are loaded."""
     text = EXPERIMENT.replace("NUM_EPOCHS", "4").replace("batch_size: 16", "batch_size: 500")
@@ -219,7 +217,6 @@ def test_a_batch_larger_than_the_baseline_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_a_linear_world_without_noise_has_nothing_to_cure(tmp_path, write_idx):
     """20,000 images whose labels a linear function gives: longer training does not hurt."""
     rng = np.random.default_rng(0)
@@ -243,7 +240,6 @@ def test_a_linear_world_without_noise_has_nothing_to_cure(tmp_path, write_idx):
     assert Verdict.HELPS not in set(verdicts)
 
 
-@pytest.mark.slow
 def test_one_per_cent_of_fashion_mnist_is_overfitted(tmp_path, fashion_mnist_dir):
     """Softmax regression on 550 images overfits; L2 and more images help, surely."""
     path = tmp_path / "few.yaml"
