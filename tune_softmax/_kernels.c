@@ -17,7 +17,7 @@
 
 #define PANEL 16
 #define MAX_ROWS 64 /* of a micro-batch's slice: 64 rows of 785 floats are 200 KB */
-#define AHEAD 4     /* images, which take about as long as memory does */
+#define AHEAD 4     /* images from now is the one to fetch: memory answers by then */
 #define LINE_BYTES 64
 
 #if defined(__AVX512F__)
