@@ -8,6 +8,7 @@ written, or is gone, is a damaged run: every read holds its rows against their c
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -428,17 +429,18 @@ class Ledger:
         is_sealed = self._version > FIRST_SCHEMA
         if table is TESTS and not is_sealed:
             return [], []
-        fetched = fetch(connection, table, is_sealed=is_sealed)
         faults = []
         values = []
-        for index, row in enumerate(fetched.rows):
-            fault = fetched.faults.get(index)
-            try:
-                values.append(read(row))
-            except (ValueError, TypeError, KeyError) as error:
-                fault = f"cannot be read ({error})"
-            if fault is not None:
-                faults.append(f"{place(table, row)}: {fault}")
+        with _without_collection():
+            fetched = fetch(connection, table, is_sealed=is_sealed)
+            for index, row in enumerate(fetched.rows):
+                fault = fetched.faults.get(index)
+                try:
+                    values.append(read(row))
+                except (ValueError, TypeError, KeyError) as error:
+                    fault = f"cannot be read ({error})"
+                if fault is not None:
+                    faults.append(f"{place(table, row)}: {fault}")
         if fetched.loss is not None:
             faults.append(f"table {table.name}: {fetched.loss}")
         return values, faults
@@ -459,6 +461,18 @@ class Ledger:
             raise self._storage.translated(error) from error
         except ValueError as error:
             raise self._damaged([str(error)]) from error
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Look for no garbage while many objects are made: that took a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _storage(
@@ -503,7 +517,9 @@ def _trial(row: dict[str, Any]) -> TrialRecord:
 
 def _epoch(row: dict[str, Any]) -> tuple[int, int, EpochMetrics]:
     number, epoch, *values = row.values()
-    return int(number), int(epoch), EpochMetrics(*map(_number, values))
+    # There are many rows, and nearly all are without a NULL.
+    read = _number if None in values else float
+    return int(number), int(epoch), EpochMetrics(*map(read, values))
 
 
 def _test(row: dict[str, Any]) -> tuple[int, FinalTest]:

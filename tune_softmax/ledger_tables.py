@@ -134,8 +134,11 @@ def _checksum(table: sa.Table, values: Iterable[Any]) -> int | None:
     """
     if table is not EPOCHS:
         return zlib.crc32(_to_json(list(values)).encode())
+    numbers = list(values)
+    if None in numbers:
+        numbers = [math.nan if number is None else number for number in numbers]
     try:
-        return zlib.crc32(_EPOCH.pack(*(math.nan if v is None else v for v in values)))
+        return zlib.crc32(_EPOCH.pack(*numbers))
     except struct.error:
         return None
 
@@ -223,7 +226,7 @@ def _update(table: sa.Table) -> sa.Update:
 
 def _rows(connection: sa.Connection, statement: sa.Select[Any]) -> list[dict[str, Any]]:
     names = statement.selected_columns.keys()
-    return [dict(zip(names, row, strict=True)) for row in connection.execute(statement)]
+    return [dict(zip(names, row, strict=True)) for row in connection.execute(statement).all()]
 
 
 def place(table: sa.Table, row: Mapping[str, Any]) -> str:

@@ -15,6 +15,9 @@ from tune_softmax.errors import ResultsError, StorageError
 __all__ = ["Format", "results"]
 
 
+DEFAULT_TOP = 20  # rows of a table; all columns of all trials are in the other forms
+
+
 class Format(StrEnum):
     """How `results` prints."""
 
@@ -31,7 +34,10 @@ def results(
         typer.Option("--format", help="A table for people, or every column of every trial."),
     ] = Format.TABLE,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Only this many of the best, in a table.")
+        int | None,
+        typer.Option(
+            min=1, help="How many of the best, in a table.", show_default=str(DEFAULT_TOP)
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file instead of the terminal.")
@@ -48,7 +54,15 @@ def results(
     found = load(run)
     if form is Format.TABLE:
         terminal = console()
-        terminal.print(tables.trial_table(found, found.ranked()[:top], str(run)))
+        ranked = found.ranked()
+        shown = ranked[: top or DEFAULT_TOP]
+        terminal.print(tables.trial_table(found, shown, str(run)))
+        if top is None and len(ranked) > len(shown):
+            terminal.print(
+                f"\n{len(ranked) - len(shown):,} more: --top {len(ranked)}, or --format csv",
+                markup=False,
+                highlight=False,
+            )
         return
     content = tables.export(found, form)
     data = content.encode() if isinstance(content, str) else content
