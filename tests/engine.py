@@ -75,7 +75,7 @@ def flat_weights(model):
     if isinstance(model, nn.Module):
         linears = [layer for layer in model if isinstance(layer, nn.Linear)]
         model = [torch.cat([layer.weight.T, layer.bias[None]]) for layer in linears]
-    return torch.cat([layer.detach().cpu().flatten() for layer in model])
+    return torch.cat([torch.as_tensor(layer).detach().cpu().flatten() for layer in model])
 
 
 def difference(actual, expected):

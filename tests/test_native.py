@@ -4,16 +4,19 @@ import importlib.machinery
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engine import difference, random_data, train_packed
 
 import tune_softmax
 from tune_softmax import native
+from tune_softmax.arrays import ArrayData, ArrayImages
 from tune_softmax.config import Config
 from tune_softmax.native import LEVELS, Kernels
 from tune_softmax.native_group import NativeGroup
 from tune_softmax.packed import Pack
+from tune_softmax.steps import Trial
 from tune_softmax.torch_groups import LinearGroup
 
 FOLDER = Path(tune_softmax.__file__).parent
@@ -76,6 +79,28 @@ def test_every_level_gives_what_torch_gives(level, num_classes, monkeypatch):
             torch.testing.assert_close(
                 actual[number].curves, expected[number].curves, rtol=10 * tolerance, atol=1e-6
             )
+
+
+@pytest.mark.parametrize("level", runnable())
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_pixels_are_divided_as_a_division_rounds(level, real):
+    """Whatever the largest pixel, bytes train to the same bits as their quotients by numpy."""
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, -1)
+    images = ArrayImages(pixels, np.zeros(1, np.int64))
+    kernels = Kernels(FOLDER / f"_kernels_{level}{SUFFIX}", level)
+    config = Config(batch_size=1, num_epochs=1, learning_rate=0.5)
+    start = np.linspace(-1, 1, 257 * 2, dtype=real).reshape(257, 2)
+    for pixel_max in range(1, 256):
+        data = ArrayData(images, images, (16, 16), 2, pixel_max, np.dtype(real))
+        inputs = np.append(pixels.astype(real) / real(pixel_max), real(1)).reshape(1, -1)
+        found = []
+        for given in (None, inputs):
+            trial = Trial(0, config, [(start, np.zeros_like(start))])
+            group = NativeGroup([trial], data, "mean", kernels)
+            group.train_epoch(np.zeros(1, np.int64), 1, given)
+            found.append(group.layers(0)[0][0])
+        np.testing.assert_array_equal(*found)
+        assert (found[0] != start).any()
 
 
 @pytest.mark.parametrize("initial_std", [0.01, 1.0, 30.0])

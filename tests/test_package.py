@@ -34,6 +34,9 @@ ORDER = [
     "space",
     "remedy_options",
     "experiment",
+    "arrays",
+    "native",
+    "draws",
     "tensors",
     "augmentation",
     "model",
@@ -41,7 +44,6 @@ ORDER = [
     "curvature",
     "optimum",
     "steps",
-    "native",
     "products",
     "torch_groups",
     "native_group",
@@ -140,8 +142,8 @@ ORDER = [
     "cli",
 ]
 ENGINE = [
-    *("tensors", "augmentation", "model", "training", "curvature", "optimum"),
-    *("steps", "products", "torch_groups", "native", "native_group", "packed"),
+    *("arrays", "native", "draws", "tensors", "augmentation", "model", "training", "curvature"),
+    *("optimum", "steps", "products", "torch_groups", "native_group", "packed"),
     *("bench.forms", "bench.conditions", "bench.packed"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics", "environment"]
@@ -235,7 +237,7 @@ def test_the_two_ways_to_train_do_not_know_each_other():
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("ray", {"driver", "worker", "asha", "cluster", "bench.probes"}),  # it times Ray itself
+        ("ray", {"driver", "worker", "asha", "cluster", "bench.probes"}),
         ("optuna", {"sampler_view", "study", "study_file", "report.figures.hyperparameters"}),
     ],
 )
@@ -263,6 +265,23 @@ def test_the_engine_loads_torch_alone():
     """In a fresh process the bench, the highest of the engine, brings in no other library."""
     heavy = {"ray", "optuna", "pandas", "pydantic", "sqlalchemy", "rich", "sklearn", "yaml"}
     assert not loaded_by("import tune_softmax.bench.__main__") & heavy
+
+
+def test_our_kernels_need_no_torch():
+    """A worker trains softmax regression without importing torch, which takes it seconds."""
+    code = """
+import numpy as np
+from tune_softmax.arrays import ArrayData, ArrayImages
+from tune_softmax.config import Config
+from tune_softmax.packed import Pack
+from tune_softmax import worker
+images = ArrayImages(np.zeros((8, 4), np.uint8), np.arange(8) % 2)
+data = ArrayData(images, images, (2, 2), 2, 255)
+pack = Pack({0: Config(batch_size=4, num_epochs=1, learning_rate=0.1)}, data, seed=0)
+assert pack.train_epoch()[0].is_finite
+pack.weights(0)
+"""
+    assert "torch" not in loaded_by(code)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from math import gcd
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from engine import difference, flat_weights, random_data, train_alone, train_packed
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from tune_softmax import native, packed
 from tune_softmax.config import SCHEDULES, Config
 from tune_softmax.data import load_dataset
+from tune_softmax.draws import initial_weights
 from tune_softmax.errors import PackError
-from tune_softmax.model import initial_weights
 from tune_softmax.packed import MIN_COLUMNS, MIN_MICRO_BATCH, Pack, plan_groups
 from tune_softmax.tensors import Images, TensorData, to_tensors
 
@@ -526,7 +527,7 @@ def test_a_pack_starts_from_the_drawn_weights(hidden_units):
     for number in (7, 8):
         expected = initial_weights(3, number, widths, 0.5)
         for layer, weight in zip(pack.weights(number), expected, strict=True):
-            assert torch.equal(layer[:-1], weight.T)
+            np.testing.assert_array_equal(layer[:-1], weight.T)
             assert not layer[-1].any()
 
 
@@ -653,4 +654,24 @@ def test_a_pack_goes_on_from_the_states_of_another():
             assert metrics.validation_loss == pytest.approx(got[number].validation_loss, rel=1e-5)
     for number in configs:
         for a, b in zip(stayed.weights(number), moved.weights(number), strict=True):
-            torch.testing.assert_close(a, b)
+            np.testing.assert_allclose(a, b, rtol=1.3e-6, atol=1e-5)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("hidden_units", [0, 4])
+@pytest.mark.parametrize("augmentation", [0.0, 0.5])
+def test_arrays_train_as_tensors_do(hidden_units, augmentation):
+    """A pack on arrays, which leaves torch out if it can, gives every bit of one on tensors."""
+    data = random_data(90, 30)
+    configs = {n: replace(PLAIN, batch_size=8 * (n + 1), momentum=0.5) for n in range(3)}
+    configs[3] = replace(PLAIN, hidden_units=hidden_units, augmentation=augmentation)
+    by_tensors, by_arrays = train_packed(configs, data), train_packed(configs, data.arrays)
+    for number in configs:
+        assert torch.equal(by_arrays[number].weights, by_tensors[number].weights)
+        assert torch.equal(by_arrays[number].curves, by_tensors[number].curves)
+
+
+def test_tf32_on_arrays_is_refused_as_on_tensors():
+    """Arrays are for the CPU, which has no TF32."""
+    with pytest.raises(PackError, match="tf32 is for GPUs alone"):
+        Pack({0: PLAIN}, random_data().arrays, seed=0, precision="tf32")

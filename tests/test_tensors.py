@@ -6,7 +6,7 @@ import torch
 from engine import random_data
 
 from tune_softmax.data import load_dataset
-from tune_softmax.tensors import sample_order, scale, to_tensors
+from tune_softmax.tensors import scale, to_tensors
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +49,6 @@ def test_pixels_become_fractions():
     out = torch.ones(1, 4)
     scale(pixels, 255, out=out[:, :-1])
     assert torch.equal(out, torch.cat([expected, torch.ones(1, 1)], dim=1))
-
-
-def test_an_order_visits_every_image_once():
-    """It is a permutation, another one in every epoch and for every seed."""
-    orders = [sample_order(seed, epoch, 100) for seed in (0, 1) for epoch in (1, 2)]
-    for order in orders:
-        assert order.sort().values.tolist() == list(range(100))
-    assert len({tuple(order.tolist()) for order in orders}) == 4
-
-
-def test_the_same_seed_gives_the_same_order():
-    """What was drawn before does not matter."""
-    first = sample_order(5, 3, 50)
-    torch.rand(10)
-    sample_order(5, 2, 50)
-    assert torch.equal(sample_order(5, 3, 50), first)
-
-
-def test_the_order_leaves_torch_s_own_random_numbers_alone():
-    """Drawing an order neither reads nor moves the global generator."""
-    state = torch.get_rng_state()
-    sample_order(0, 1, 10)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.gpu

@@ -12,8 +12,8 @@ from torch import nn
 
 from tune_softmax.config import Config
 from tune_softmax.data import load_dataset
-from tune_softmax.model import initial_weights
-from tune_softmax.tensors import sample_order, to_tensors
+from tune_softmax.draws import initial_weights, sample_order
+from tune_softmax.tensors import to_tensors
 from tune_softmax.training import evaluate, train
 
 PLAIN = Config(batch_size=8, num_epochs=3, learning_rate=0.2)
@@ -48,13 +48,15 @@ def _mean_loss(x, y, weights, bias):
 def _train_by_hand(config, data, *, seed, reduction):
     """Train with the gradient X^T (softmax - one-hot) in numpy; return losses and weights."""
     x, y = data.train.pixels.double().numpy() / data.pixel_max, data.train.labels.numpy()
-    weights = initial_weights(seed, 0, (data.num_features, data.num_classes), 0.01)[0].numpy().T
+    weights = initial_weights(seed, 0, (data.num_features, data.num_classes), 0.01)[0].T.astype(
+        np.float64
+    )
     bias = np.zeros(data.num_classes)
     weights_velocity, bias_velocity = np.zeros_like(weights), np.zeros_like(bias)
     num_steps = config.num_epochs * -(-len(y) // config.batch_size)
     step, losses = 0, []
     for epoch in range(1, config.num_epochs + 1):
-        order = sample_order(seed, epoch, len(y)).numpy()
+        order = sample_order(seed, epoch, len(y))
         losses.append(0.0)
         for first in range(0, len(y), config.batch_size):
             batch = order[first : first + config.batch_size]
@@ -185,7 +187,7 @@ def test_a_hidden_layer_s_gradient_is_backpropagation_by_hand():
     data = random_data(12)
     config = replace(PLAIN, batch_size=12, num_epochs=1, hidden_units=5, weight_decay=0.1)
     first, second = (
-        weight.numpy().T for weight in initial_weights(0, 0, (6, 5, 3), initial_std=0.5)
+        weight.T.astype(np.float64) for weight in initial_weights(0, 0, (6, 5, 3), initial_std=0.5)
     )
     x, y = data.train.pixels.double().numpy() / 255, data.train.labels.numpy()
     hidden = np.maximum(x @ first, 0)

@@ -19,6 +19,7 @@
 #define MAX_ROWS 64 /* of a micro-batch's slice: 64 rows of 785 floats are 200 KB */
 #define AHEAD 4     /* images from now is the one to fetch: memory answers by then */
 #define LINE_BYTES 64
+#define NARROW 16   /* fewer trials than this share the softmax's loops with their slice's rows */
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -50,6 +51,36 @@
     double *loss;         /* (P,) sums of cross-entropy, added to */                          \
     int64_t *num_correct; /* (P,) */
 
+/* Take numbers too small for full precision as zero while an epoch lasts: weights of pixels that are
+ * always zero decay through them, and each such number costs a hundred others. */
+INLINE unsigned flush_denormals(void) {
+#ifdef __SSE__
+    const unsigned before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(before | 0x8040); /* flush to zero, and denormals are zeros */
+    return before;
+#else
+    return 0;
+#endif
+}
+
+INLINE void restore_denormals(unsigned before) {
+#ifdef __SSE__
+    __builtin_ia32_ldmxcsr(before);
+#else
+    (void)before;
+#endif
+}
+
+/* Write a permutation of 0 to num - 1: Fisher and Yates's, as torch.randperm draws it. */
+void shuffle(int64_t *order, const uint32_t *random, int64_t num) {
+    for (int64_t i = 0; i < num; i++) order[i] = i;
+    for (int64_t i = 0; i + 1 < num; i++) {
+        const int64_t other = i + random[i] % (num - i), swapped = order[i];
+        order[i] = order[other];
+        order[other] = swapped;
+    }
+}
+
 /* Round to the nearest that bfloat16 holds, ties to even. */
 INLINE float round_to_bfloat16(float x) {
     uint32_t bits;
@@ -63,18 +94,22 @@ INLINE float round_to_bfloat16(float x) {
 #define REAL float
 #define NAME(name) name##_float32
 #define EXP vector_exp_float32
+#define FMA __builtin_fmaf
 #include "_kernels.c"
 #undef REAL
 #undef NAME
 #undef EXP
+#undef FMA
 
 #define REAL double
 #define NAME(name) name##_float64
 #define EXP vector_exp_float64
+#define FMA __builtin_fma
 #include "_kernels.c"
 #undef REAL
 #undef NAME
 #undef EXP
+#undef FMA
 
 #else /* the body */
 
@@ -96,16 +131,44 @@ INLINE int64_t NAME(row_stride)(int64_t num_features) {
     return (num_features + 1 + PANEL - 1) / PANEL * PANEL;
 }
 
-/* Reals of scratch space: the rows, their logits, four coefficients a column, four values a trial. */
-int64_t NAME(scratch_size)(int64_t num_features, int64_t num_trials, int64_t num_columns) {
-    return MAX_ROWS * NAME(row_stride)(num_features) + MAX_ROWS * (num_columns + PANEL) +
-           4 * num_columns + 4 * num_trials + PANEL;
+/* Where the parts of the scratch space are. */
+typedef struct {
+    REAL *x;            /* (MAX_ROWS, row_stride), a slice's images */
+    REAL *z;            /* (MAX_ROWS, N + PANEL), their logits, then their residuals */
+    REAL *coefficients; /* (4, N) */
+    REAL *of_lane;      /* (4, lanes); a lane of the softmax is a trial, or one with a row */
+    REAL *by_class;     /* (C, lanes), where lanes are not as they lie in z */
+} NAME(Scratch);
+
+/* Return the reals of a scratch space, and say where its parts are. */
+INLINE int64_t NAME(divide)(REAL *from, int64_t D, int64_t C, int64_t P, int64_t N,
+                            NAME(Scratch) * parts) {
+    const int64_t lanes = P < NARROW ? MAX_ROWS * P : P;
+    parts->x = from;
+    parts->z = parts->x + MAX_ROWS * NAME(row_stride)(D);
+    parts->coefficients = parts->z + MAX_ROWS * (N + PANEL);
+    parts->of_lane = parts->coefficients + 4 * N;
+    parts->by_class = parts->of_lane + 4 * lanes;
+    return parts->by_class + (P < NARROW ? C * lanes : 0) - from;
+}
+
+/* A pixel over the largest, rounded as a division rounds it, but in a third of its time: what the
+ * product by the inverse lacks is exact in a fused multiply-add (Markstein 1990, theorem 7). */
+INLINE REAL NAME(quotient)(uint8_t pixel, REAL pixel_max, REAL inverse) {
+#ifdef __FMA__
+    const REAL first = (REAL)pixel * inverse;
+    return FMA(FMA(-first, pixel_max, (REAL)pixel), inverse, first);
+#else
+    (void)inverse;
+    return (REAL)pixel / pixel_max;
+#endif
 }
 
 /* Scale a micro-batch's images and put a one behind each. Images come in a random order, which no
  * processor foresees: the one that comes AHEAD images later is fetched now. */
 static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REAL *x) {
     const int64_t D = e->num_features, stride = NAME(row_stride)(D);
+    const REAL inverse = 1 / e->pixel_max;
     for (int64_t b = 0; b < rows; b++, x += stride) {
         const int64_t i = e->order ? e->order[first + b] : first + b;
         if (e->inputs) {
@@ -117,7 +180,7 @@ static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REA
             for (int64_t d = 0; d < D; d += LINE_BYTES) __builtin_prefetch(later + d);
         }
         const uint8_t *image = e->pixels + i * D;
-        for (int64_t d = 0; d < D; d++) x[d] = (REAL)image[d] / e->pixel_max;
+        for (int64_t d = 0; d < D; d++) x[d] = NAME(quotient)(image[d], e->pixel_max, inverse);
         x[D] = 1;
     }
 }
@@ -176,6 +239,7 @@ INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REA
         VECTOR r[NUM_VECTORS];
         for (int64_t v = 0; v < NUM_VECTORS; v++)
             r[v] = NAME(load)(residual + b * z_stride + v * LANES);
+        __builtin_prefetch(x + b * stride + k + PANEL); /* the next weights' pixels, row by row */
         for (int64_t i = 0; i < num; i++)
             for (int64_t v = 0; v < NUM_VECTORS; v++) sums[i][v] += x[b * stride + k + i] * r[v];
     }
@@ -251,42 +315,76 @@ static void EXP(REAL *values, int64_t num) {
     }
 }
 
-/* Tally cross-entropy and right answers; turn logits into the loss's gradient by them. */
-static void NAME(softmax)(const NAME(Epoch) * e, REAL *z, int64_t first, int64_t rows,
-                          const REAL *loss_weights, REAL *of_trial) {
-    const int64_t C = e->num_classes, P = e->num_trials, N = e->num_columns;
-    REAL *largest = of_trial, *best = of_trial + P, *total = of_trial + 2 * P;
-    REAL *of_label = of_trial + 3 * P;
-    for (int64_t b = 0; b < rows; b++, z += N + PANEL) {
-        const int64_t label = e->labels[e->order ? e->order[first + b] : first + b];
-        for (int64_t p = 0; p < P; p++) largest[p] = z[p], best[p] = 0;
-        for (int64_t c = 1; c < C; c++) {
-            const REAL *of_class = z + c * P;
-            for (int64_t p = 0; p < P; p++) {
-                best[p] = of_class[p] > largest[p] ? (REAL)c : best[p];
-                largest[p] = of_class[p] > largest[p] ? of_class[p] : largest[p];
-            }
+/* Copy a slice's logits from z, class by class within a row, to row by row within a class. */
+static void NAME(by_class)(const REAL *z, int64_t z_stride, int64_t rows, int64_t C, int64_t P,
+                           REAL *out) {
+    for (int64_t c = 0; c < C; c++)
+        for (int64_t b = 0; b < rows; b++)
+            for (int64_t p = 0; p < P; p++) *out++ = z[b * z_stride + c * P + p];
+}
+
+static void NAME(by_row)(const REAL *from, int64_t z_stride, int64_t rows, int64_t C, int64_t P,
+                         REAL *z) {
+    for (int64_t c = 0; c < C; c++)
+        for (int64_t b = 0; b < rows; b++)
+            for (int64_t p = 0; p < P; p++) z[b * z_stride + c * P + p] = *from++;
+}
+
+/* Tally cross-entropy and right answers of rows; turn logits, (C, rows * P), into the loss's gradient
+ * by them. */
+static void NAME(softmax_rows)(const NAME(Epoch) * e, REAL *z, int64_t first, int64_t rows,
+                               const REAL *loss_weights, REAL *of_lane) {
+    const int64_t C = e->num_classes, P = e->num_trials, L = rows * P;
+    REAL *largest = of_lane, *best = of_lane + L, *total = of_lane + 2 * L;
+    REAL *of_label = of_lane + 3 * L;
+#define LABEL(b) (e->labels[e->order ? e->order[first + (b)] : first + (b)])
+    for (int64_t l = 0; l < L; l++) largest[l] = z[l], best[l] = 0;
+    for (int64_t c = 1; c < C; c++) {
+        const REAL *of_class = z + c * L;
+        for (int64_t l = 0; l < L; l++) {
+            best[l] = of_class[l] > largest[l] ? (REAL)c : best[l];
+            largest[l] = of_class[l] > largest[l] ? of_class[l] : largest[l];
         }
-        for (int64_t c = 0; c < C; c++)
-            for (int64_t p = 0; p < P; p++) z[c * P + p] -= largest[p];
-        memcpy(of_label, z + label * P, sizeof(REAL) * (size_t)P);
-        EXP(z, N);
-        for (int64_t p = 0; p < P; p++) total[p] = 0;
-        for (int64_t c = 0; c < C; c++)
-            for (int64_t p = 0; p < P; p++) total[p] += z[c * P + p];
-        for (int64_t p = 0; p < P; p++) {
-            e->loss[p] += (sizeof(REAL) == 4 ? (double)logf((float)total[p]) : log(total[p])) -
-                          (double)of_label[p];
-            e->num_correct[p] += best[p] == (REAL)label;
-        }
-        if (!loss_weights) continue;
-        /* The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60. */
-        for (int64_t p = 0; p < P; p++) total[p] = loss_weights[p] / total[p];
-        for (int64_t c = 0; c < C; c++)
-            for (int64_t p = 0; p < P; p++) z[c * P + p] *= total[p];
-        for (int64_t p = 0; p < P; p++) z[label * P + p] -= loss_weights[p];
-        memset(z + C * P, 0, sizeof(REAL) * (size_t)(N - C * P));
     }
+    for (int64_t c = 0; c < C; c++)
+        for (int64_t l = 0; l < L; l++) z[c * L + l] -= largest[l];
+    for (int64_t b = 0; b < rows; b++)
+        memcpy(of_label + b * P, z + LABEL(b) * L + b * P, sizeof(REAL) * (size_t)P);
+    EXP(z, C * L);
+    for (int64_t l = 0; l < L; l++) total[l] = 0;
+    for (int64_t c = 0; c < C; c++)
+        for (int64_t l = 0; l < L; l++) total[l] += z[c * L + l];
+    for (int64_t b = 0, l = 0; b < rows; b++)
+        for (int64_t p = 0; p < P; p++, l++) {
+            e->loss[p] += (sizeof(REAL) == 4 ? (double)logf((float)total[l]) : log(total[l])) -
+                          (double)of_label[l];
+            e->num_correct[p] += best[l] == (REAL)LABEL(b);
+        }
+    if (!loss_weights) return;
+    /* The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60. */
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t p = 0; p < P; p++) total[b * P + p] = loss_weights[p] / total[b * P + p];
+    for (int64_t c = 0; c < C; c++)
+        for (int64_t l = 0; l < L; l++) z[c * L + l] *= total[l];
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t p = 0; p < P; p++) z[LABEL(b) * L + b * P + p] -= loss_weights[p];
+#undef LABEL
+}
+
+/* The same of a whole slice: row by row where trials alone fill the loops, else all rows at once. */
+static void NAME(softmax)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t first,
+                          int64_t rows, const REAL *loss_weights) {
+    const int64_t C = e->num_classes, P = e->num_trials, z_stride = e->num_columns + PANEL;
+    if (P < NARROW) {
+        NAME(by_class)(s->z, z_stride, rows, C, P, s->by_class);
+        NAME(softmax_rows)(e, s->by_class, first, rows, loss_weights, s->of_lane);
+        NAME(by_row)(s->by_class, z_stride, rows, C, P, s->z);
+    } else {
+        for (int64_t b = 0; b < rows; b++)
+            NAME(softmax_rows)(e, s->z + b * z_stride, first + b, 1, loss_weights, s->of_lane);
+    }
+    for (int64_t b = 0; b < rows; b++) /* columns of no trial */
+        memset(s->z + b * z_stride + C * P, 0, sizeof(REAL) * (size_t)(e->num_columns - C * P));
 }
 
 /* Repeat a row of a table for every class. */
@@ -298,41 +396,49 @@ INLINE void NAME(widen)(const NAME(Epoch) * e, const REAL *row, REAL otherwise, 
             memcpy(columns + c * P, row, sizeof(REAL) * (size_t)P);
 }
 
+/* Reals of scratch space. */
+int64_t NAME(scratch_size)(int64_t num_features, int64_t num_classes, int64_t num_trials,
+                           int64_t num_columns) {
+    NAME(Scratch) parts;
+    return NAME(divide)(NULL, num_features, num_classes, num_trials, num_columns, &parts);
+}
+
 void NAME(train_epoch)(const NAME(Epoch) * e) {
     const int64_t P = e->num_trials, N = e->num_columns;
-    REAL *x = e->scratch;
-    REAL *z = x + MAX_ROWS * NAME(row_stride)(e->num_features);
-    REAL *coefficients = z + MAX_ROWS * (N + PANEL);
-    REAL *of_trial = coefficients + 4 * N;
+    NAME(Scratch) s;
+    NAME(divide)(e->scratch, e->num_features, e->num_classes, P, N, &s);
+    const unsigned before = flush_denormals();
     for (int64_t first = 0, step = 0; first < e->num_images; first += e->num_rows, step++) {
         const int64_t end = first + e->num_rows < e->num_images ? first + e->num_rows
                                                                  : e->num_images;
 #define ROW(table, stride) ((table) ? (table) + step * (stride) : NULL)
-        NAME(widen)(e, ROW(e->momentum, e->momentum_stride), 0, coefficients);
-        NAME(widen)(e, ROW(e->weight_decay, e->weight_decay_stride), 0, coefficients + N);
-        NAME(widen)(e, ROW(e->l1, e->l1_stride), 0, coefficients + 2 * N);
-        NAME(widen)(e, ROW(e->rates, P), 0, coefficients + 3 * N);
+        NAME(widen)(e, ROW(e->momentum, e->momentum_stride), 0, s.coefficients);
+        NAME(widen)(e, ROW(e->weight_decay, e->weight_decay_stride), 0, s.coefficients + N);
+        NAME(widen)(e, ROW(e->l1, e->l1_stride), 0, s.coefficients + 2 * N);
+        NAME(widen)(e, ROW(e->rates, P), 0, s.coefficients + 3 * N);
 #undef ROW
         for (int64_t slice = first; slice < end; slice += MAX_ROWS) {
             const int64_t rows = end - slice < MAX_ROWS ? end - slice : MAX_ROWS;
-            NAME(gather)(e, slice, rows, x);
-            NAME(forward)(e, x, rows, z);
-            NAME(softmax)(e, z, slice, rows, e->loss_weights + step * P, of_trial);
-            NAME(backward)(e, x, z, rows, coefficients, slice == first, slice + rows == end);
+            NAME(gather)(e, slice, rows, s.x);
+            NAME(forward)(e, s.x, rows, s.z);
+            NAME(softmax)(e, &s, slice, rows, e->loss_weights + step * P);
+            NAME(backward)(e, s.x, s.z, rows, s.coefficients, slice == first, slice + rows == end);
         }
     }
+    restore_denormals(before);
 }
 
 void NAME(evaluate)(const NAME(Epoch) * e) {
-    REAL *x = e->scratch;
-    REAL *z = x + MAX_ROWS * NAME(row_stride)(e->num_features);
-    REAL *of_trial = z + MAX_ROWS * (e->num_columns + PANEL) + 4 * e->num_columns;
+    NAME(Scratch) s;
+    NAME(divide)(e->scratch, e->num_features, e->num_classes, e->num_trials, e->num_columns, &s);
+    const unsigned before = flush_denormals();
     for (int64_t first = 0; first < e->num_images; first += MAX_ROWS) {
         const int64_t left = e->num_images - first, rows = left < MAX_ROWS ? left : MAX_ROWS;
-        NAME(gather)(e, first, rows, x);
-        NAME(forward)(e, x, rows, z);
-        NAME(softmax)(e, z, first, rows, NULL, of_trial);
+        NAME(gather)(e, first, rows, s.x);
+        NAME(forward)(e, s.x, rows, s.z);
+        NAME(softmax)(e, &s, first, rows, NULL);
     }
+    restore_denormals(before);
 }
 
 /* One row of `step`. */

@@ -1,52 +1,22 @@
-"""Softmax regression and its one-hidden-layer variant: initial weights, and the plain module.
-
-The initial weights are made here once for both ways to train, one trial alone and in a pack.
-"""
+"""Softmax regression and its one-hidden-layer variant as the plain module."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from tune_softmax.seeding import derive_seed
+from tune_softmax.draws import initial_weights, layer_widths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["build_model", "from_layers", "initial_weights", "layer_widths"]
-
-
-def initial_weights(
-    seed: int, number: int, widths: tuple[int, ...], initial_std: float
-) -> list[Tensor]:
-    """Draw the weight matrix of every layer; biases start at zero.
-
-    Args:
-        seed: The experiment's seed.
-        number: The trial's number.
-        widths: Units from input to output: (D, C), or (D, H, C) with a hidden layer.
-        initial_std: Standard deviation of the normal distribution, mean zero.
-
-    Returns:
-        One float32 tensor a layer, (out, in) as `nn.Linear` holds it, on the CPU.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "weights", number))
-    return [
-        torch.randn(outputs, inputs, generator=generator) * initial_std
-        for inputs, outputs in pairwise(widths)
-    ]
-
-
-def layer_widths(num_features: int, hidden_units: int, num_classes: int) -> tuple[int, ...]:
-    """Return the units of each layer from input to output; 0 hidden units mean no such layer."""
-    hidden = (hidden_units,) if hidden_units else ()
-    return (num_features, *hidden, num_classes)
+__all__ = ["build_model", "from_layers"]
 
 
 def build_model(
@@ -70,16 +40,19 @@ def build_model(
     """
     widths = layer_widths(prod(image_shape), hidden_units, num_classes)
     weights = initial_weights(seed, number, widths, initial_std)
-    return _sequential([(weight, torch.zeros(weight.shape[0])) for weight in weights])
+    return _sequential(
+        [(torch.from_numpy(weight), torch.zeros(len(weight))) for weight in weights]
+    )
 
 
-def from_layers(layers: Sequence[Tensor]) -> nn.Sequential:
+def from_layers(layers: Sequence[NDArray[Any]]) -> nn.Sequential:
     """Build the same module around trained weights.
 
     Args:
         layers: What `packed.Pack.weights` gives: (in + 1, out) each, the last row the bias.
     """
-    return _sequential([(layer[:-1].T, layer[-1]) for layer in layers])
+    tensors = [torch.from_numpy(layer) for layer in layers]
+    return _sequential([(layer[:-1].T, layer[-1]) for layer in tensors])
 
 
 def _sequential(layers: Sequence[tuple[Tensor, Tensor]]) -> nn.Sequential:

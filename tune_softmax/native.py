@@ -14,12 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    Array = NDArray[Any]
 
 __all__ = ["PANEL", "SLICE_ROWS", "Kernels", "find"]
 
@@ -35,7 +38,7 @@ LEVELS = {
     "v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
     "v1": set[str](),
 }
-TYPES: dict[torch.dtype, Any] = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+TYPES: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
 def _epoch_structure(real: Any) -> Any:  # noqa: ANN401 - ctypes' types are made at run time
@@ -67,27 +70,42 @@ class Kernels:
     def __init__(self, path: Path, level: str) -> None:
         self.level = level
         self._library = ctypes.CDLL(str(path))
-        self._structures = {dtype: _epoch_structure(real) for dtype, real in TYPES.items()}
+        self._structures = {name: _epoch_structure(real) for name, real in TYPES.items()}
 
-    def scratch(self, num_features: int, num_trials: int, num_columns: int) -> Tensor:
-        """Return the working memory that an epoch needs, of torch's default type."""
-        size = self._function("scratch_size", torch.get_default_dtype())
+    def scratch(
+        self,
+        real: np.dtype[Any],
+        *,
+        num_features: int,
+        num_classes: int,
+        num_trials: int,
+        num_columns: int,
+    ) -> Array:
+        """Return the working memory that an epoch needs."""
+        size = self._function("scratch_size", real.name)
         size.restype = ctypes.c_int64
-        count = size(*map(ctypes.c_int64, (num_features, num_trials, num_columns)))
-        return torch.empty(count)
+        counts = (num_features, num_classes, num_trials, num_columns)
+        return np.empty(size(*map(ctypes.c_int64, counts)), real)
 
-    def train_epoch(self, tensors: dict[str, Tensor | None], numbers: dict[str, float]) -> None:
+    def train_epoch(self, arrays: Mapping[str, Array | None], numbers: dict[str, float]) -> None:
         """Train a group for an epoch; see `_kernels.c` for what each field means.
 
         Args:
-            tensors: Contiguous, on the CPU; reals of torch's default type.
+            arrays: Contiguous; reals of the weights' type.
             numbers: Counts, strides and `pixel_max`.
         """
-        self._call("train_epoch", tensors, numbers)
+        self._call("train_epoch", arrays, numbers)
 
-    def evaluate(self, tensors: dict[str, Tensor | None], numbers: dict[str, float]) -> None:
+    def evaluate(self, arrays: Mapping[str, Array | None], numbers: dict[str, float]) -> None:
         """Tally a group's loss and right answers on images, in the same terms."""
-        self._call("evaluate", tensors, numbers)
+        self._call("evaluate", arrays, numbers)
+
+    def shuffled(self, random: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """Return a permutation of 0..N-1, int64, (N,), by N random numbers of 32 bits."""
+        order = np.empty(len(random), np.int64)
+        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (order, random))
+        self._library.shuffle(*pointers, ctypes.c_int64(len(random)))
+        return order
 
     def step(
         self, weights: Tensor, velocity: Tensor, terms: Sequence[Tensor], rows: Sequence[Tensor]
@@ -100,21 +118,23 @@ class Kernels:
             terms: One or two of the same shape: the weights as bfloat16 terms.
             rows: The step's rates, and momentum, weight decay and L1 of the next, (N,) each.
         """
-        function = self._function("step", weights.dtype)
+        function = self._function("step", str(weights.dtype).removeprefix("torch."))
         second = terms[1] if len(terms) > 1 else None
         tensors = (weights, velocity, terms[0], second, *rows)
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         function(*map(ctypes.c_void_p, pointers), *map(ctypes.c_int64, weights.shape))
 
     def _call(
-        self, name: str, tensors: dict[str, Tensor | None], numbers: dict[str, float]
+        self, name: str, arrays: Mapping[str, Array | None], numbers: dict[str, float]
     ) -> None:
-        dtype = torch.get_default_dtype()
-        pointers = {key: None if t is None else t.data_ptr() for key, t in tensors.items()}
-        self._function(name, dtype)(ctypes.byref(self._structures[dtype](**pointers, **numbers)))
+        weights = arrays["weights"]
+        assert weights is not None
+        real = weights.dtype.name
+        pointers = {key: None if a is None else a.ctypes.data for key, a in arrays.items()}
+        self._function(name, real)(ctypes.byref(self._structures[real](**pointers, **numbers)))
 
-    def _function(self, name: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - ctypes'
-        return getattr(self._library, f"{name}_{str(dtype).removeprefix('torch.')}")
+    def _function(self, name: str, real: str) -> Any:  # noqa: ANN401 - ctypes'
+        return getattr(self._library, f"{name}_{real}")
 
 
 @cache

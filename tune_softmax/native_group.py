@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch.nn.functional import pad
+import numpy as np
 
 from tune_softmax.native import PANEL
 from tune_softmax.steps import Plan
@@ -13,12 +12,15 @@ from tune_softmax.steps import Plan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
+    from numpy.typing import NDArray
 
+    from tune_softmax.arrays import ArrayData, ArrayImages
     from tune_softmax.config import Reduction
     from tune_softmax.native import Kernels
     from tune_softmax.steps import Trial
-    from tune_softmax.tensors import Images, TensorData
+
+    Array = NDArray[np.floating]
+    Tally = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 __all__ = ["NativeGroup"]
 
@@ -31,7 +33,7 @@ class NativeGroup:
     """
 
     def __init__(
-        self, trials: Sequence[Trial], data: TensorData, reduction: Reduction, kernels: Kernels
+        self, trials: Sequence[Trial], data: ArrayData, reduction: Reduction, kernels: Kernels
     ) -> None:
         self.trials = trials
         self.data = data
@@ -39,19 +41,23 @@ class NativeGroup:
         self._kernels = kernels
         self._shape = (data.num_classes, len(trials))
         self._weights, self._velocity = (
-            self._to_panels(torch.stack([trial.layers[0][i] for trial in trials], dim=-1))
+            self._to_panels(np.stack([trial.layers[0][i] for trial in trials], axis=-1))
             for i in (0, 1)
         )
         self._scratch = kernels.scratch(
-            data.num_features, len(trials), self._weights.shape[0] * PANEL
+            data.real,
+            num_features=data.num_features,
+            num_classes=data.num_classes,
+            num_trials=len(trials),
+            num_columns=len(self._weights) * PANEL,
         )
 
-    def layers(self, p: int) -> list[tuple[Tensor, Tensor]]:
+    def layers(self, p: int) -> list[tuple[Array, Array]]:
         """Return a copy of trial p's weights and velocity, (D + 1, C) each."""
         return [(self._of_trial(self._weights, p), self._of_trial(self._velocity, p))]
 
     def train_epoch(
-        self, order: Tensor, epoch: int, inputs: Tensor | None
+        self, order: NDArray[np.int64], epoch: int, inputs: Array | None
     ) -> list[tuple[float, float]]:
         """Train for one epoch, number `epoch`; return each trial's loss and accuracy.
 
@@ -68,30 +74,30 @@ class NativeGroup:
             "l1": plan.l1,
             "rates": plan.learning_rates(epoch),
         }
-        strides = {
-            f"{name}_stride": 0 if table is None else table.stride(0)
+        strides: dict[str, float] = {
+            f"{name}_stride": 0 if table is None else table.strides[0] // table.itemsize
             for name, table in tables.items()
             if name in {"momentum", "weight_decay", "l1"}
         }
-        tensors, numbers, tally = self._common(self.data.train)
-        tensors |= {**tables, "order": order, "velocity": self._velocity, "inputs": inputs}
-        self._kernels.train_epoch(tensors, {**numbers, **strides, "num_rows": plan.rows})
+        arrays, numbers, tally = self._common(self.data.train)
+        arrays |= {**tables, "order": order, "velocity": self._velocity, "inputs": inputs}
+        self._kernels.train_epoch(arrays, {**numbers, **strides, "num_rows": plan.rows})
         return _means(*tally, len(order))
 
     def evaluate(self) -> list[tuple[float, float]]:
         """Return each trial's loss and accuracy on the validation set."""
-        tensors, numbers, tally = self._common(self.data.validation)
-        self._kernels.evaluate(tensors, numbers)
+        arrays, numbers, tally = self._common(self.data.validation)
+        self._kernels.evaluate(arrays, numbers)
         return _means(*tally, len(self.data.validation))
 
     def _common(
-        self, images: Images
-    ) -> tuple[dict[str, Tensor | None], dict[str, float], tuple[Tensor, Tensor]]:
+        self, images: ArrayImages
+    ) -> tuple[dict[str, NDArray[np.generic] | None], dict[str, float], Tally]:
         """Return what training and evaluation both need, and where they tally."""
         num_classes, num_trials = self._shape
-        loss = torch.zeros(num_trials, dtype=torch.float64)
-        num_correct = torch.zeros(num_trials, dtype=torch.int64)
-        tensors: dict[str, Tensor | None] = {
+        loss = np.zeros(num_trials, np.float64)
+        num_correct = np.zeros(num_trials, np.int64)
+        arrays: dict[str, NDArray[np.generic] | None] = {
             "pixels": images.pixels,
             "labels": images.labels,
             "weights": self._weights,
@@ -105,25 +111,32 @@ class NativeGroup:
             "num_features": self.data.num_features,
             "num_classes": num_classes,
             "num_trials": num_trials,
-            "num_columns": self._weights.shape[0] * PANEL,
+            "num_columns": len(self._weights) * PANEL,
         }
-        return tensors, numbers, (loss, num_correct)
+        return arrays, numbers, (loss, num_correct)
 
-    def _to_panels(self, stacked: Tensor) -> Tensor:
+    def _to_panels(self, stacked: Array) -> Array:
         """Turn (D + 1, C, P) into panels."""
-        columns = stacked.flatten(1)
-        columns = pad(columns, (0, -columns.shape[1] % PANEL))
-        panels: Tensor = columns.unflatten(1, (-1, PANEL))
-        return panels.transpose(0, 1).contiguous()
+        rows = len(stacked)
+        columns = stacked.reshape(rows, -1)
+        num_panels = -(-columns.shape[1] // PANEL)
+        panels = np.zeros((num_panels, rows, PANEL), stacked.dtype)
+        padded = panels.transpose(1, 0, 2)
+        for panel in range(num_panels):
+            part = columns[:, panel * PANEL : (panel + 1) * PANEL]
+            padded[:, panel, : part.shape[1]] = part
+        return panels
 
-    def _of_trial(self, panels: Tensor, p: int) -> Tensor:
+    def _of_trial(self, panels: Array, p: int) -> Array:
         num_classes, num_trials = self._shape
-        columns = panels.transpose(0, 1).flatten(1)[:, : num_classes * num_trials]
-        by_trial: Tensor = columns.unflatten(1, self._shape)
-        return by_trial[..., p].clone()
+        columns = np.arange(num_classes) * num_trials + p
+        return panels[columns // PANEL, :, columns % PANEL].T.copy()
 
 
-def _means(loss: Tensor, num_correct: Tensor, num_images: int) -> list[tuple[float, float]]:
+def _means(
+    loss: NDArray[np.float64], num_correct: NDArray[np.int64], num_images: int
+) -> list[tuple[float, float]]:
     """Return (loss, accuracy) for each trial."""
-    accuracy = num_correct.to(torch.float64) / num_images
-    return list(zip((loss / num_images).tolist(), accuracy.tolist(), strict=True))
+    return list(
+        zip((loss / num_images).tolist(), (num_correct / num_images).tolist(), strict=True)
+    )

@@ -8,6 +8,9 @@ micro-batches of the greatest common divisor of its batch sizes. A trial whose b
 micro-batches adds up its gradient with its weights untouched and updates on every m-th: tables
 of coefficients say, for every micro-batch and trial, which of these it does, so that one pass
 over the weights serves all trials and each makes exactly its own SGD's steps.
+
+Softmax regression on one CPU core trains in kernels of our own on numpy's arrays. Torch, which
+takes seconds to import, is imported for what they do not do.
 """
 
 from __future__ import annotations
@@ -16,32 +19,31 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from math import gcd
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
+import numpy as np
 
 from tune_softmax import native
-from tune_softmax.augmentation import augmented_epoch
+from tune_softmax.arrays import ArrayData
+from tune_softmax.draws import initial_weights, layer_widths, sample_order
 from tune_softmax.errors import PackError
 from tune_softmax.metrics import EpochMetrics
-from tune_softmax.model import initial_weights, layer_widths
 from tune_softmax.native_group import NativeGroup
-from tune_softmax.products import check_precision
 from tune_softmax.steps import Trial, effective_batch_size
-from tune_softmax.tensors import sample_order
-from tune_softmax.torch_groups import HiddenGroup, LinearGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from tune_softmax.config import Config, Precision, Reduction
     from tune_softmax.native import Kernels
     from tune_softmax.steps import TrialState
     from tune_softmax.tensors import TensorData
+    from tune_softmax.torch_groups import HiddenGroup, LinearGroup
 
-__all__ = ["Pack", "plan_groups"]
+__all__ = ["Pack", "needs_torch", "plan_groups"]
 
 # Trials of one batch size with fewer columns than this, all together, share a group with others:
 # a narrow product is inefficient, and costs as many steps as a wide one.
@@ -59,7 +61,7 @@ class Pack:
     def __init__(
         self,
         configs: Mapping[int, Config],
-        data: TensorData,
+        data: ArrayData | TensorData,
         *,
         seed: int,
         reduction: Reduction = "mean",
@@ -73,7 +75,8 @@ class Pack:
 
         Args:
             configs: Hyperparameters by trial number.
-            data: Training and validation images on the device to train on.
+            data: Training and validation images: as tensors on the device to train on, or as
+                arrays for one CPU core.
             seed: The experiment's seed.
             reduction: Whether a mini-batch's loss is the mean or the sum over its images.
             initial_std: Standard deviation of the initial weights.
@@ -87,7 +90,14 @@ class Pack:
         """
         if not configs:
             raise PackError("a pack needs at least one trial, got none")
-        check_precision(precision, data.device)
+        if isinstance(data, ArrayData) and needs_torch(configs.values(), precision):
+            from tune_softmax.tensors import from_arrays
+
+            data = from_arrays(data)
+        if not isinstance(data, ArrayData):
+            from tune_softmax.products import check_precision
+
+            check_precision(precision, data.device)
         self.epoch = epoch
         self._data = data
         self._precision: Precision = precision
@@ -99,17 +109,15 @@ class Pack:
         trials = []
         for number, config in configs.items():
             if states is not None:
-                layers = [(w.to(data.device), v.to(data.device)) for w, v in states[number]]
-                trials.append(Trial(number, config, layers))
+                trials.append(Trial(number, config, states[number]))
                 continue
             widths = layer_widths(data.num_features, config.hidden_units, data.num_classes)
-            layers = []
             draw = number if draws is None else draws[number]
+            layers = []
             for weight in initial_weights(seed, draw, widths, initial_std):
-                weights = torch.zeros(weight.shape[1] + 1, weight.shape[0])
+                weights = np.zeros((weight.shape[1] + 1, weight.shape[0]), data.real)
                 weights[:-1] = weight.T
-                weights = weights.to(data.device)
-                layers.append((weights, torch.zeros_like(weights)))
+                layers.append((weights, np.zeros_like(weights)))
             trials.append(Trial(number, config, layers))
         self._regroup(trials)
 
@@ -134,10 +142,15 @@ class Pack:
             raise PackError(f"no trial is left to train after epoch {self.epoch}")
         started = time.perf_counter()
         self.epoch += 1
-        order = sample_order(self._seed, self.epoch, len(self._data.train)).to(self._data.device)
+        order = sample_order(self._seed, self.epoch, len(self._data.train))
         measured: dict[int, tuple[float, float, float, float]] = {}
         for group in self._groups:
-            train = group.train_epoch(order, self.epoch, self._inputs(group))
+            inputs = self._inputs(group)
+            if isinstance(group, NativeGroup):
+                arrays = None if inputs is None else inputs.numpy()
+                train = group.train_epoch(order, self.epoch, arrays)
+            else:
+                train = group.train_epoch(order, self.epoch, inputs)
             validation = group.evaluate()
             for i, trial in enumerate(group.trials):
                 measured[trial.number] = (*train[i], *validation[i])
@@ -159,22 +172,22 @@ class Pack:
         self._finished |= {trial.number: trial for trial in trials if trial.number in leaving}
         self._regroup([trial for trial in trials if trial.number not in leaving])
 
-    def weights(self, number: int) -> list[Tensor]:
+    def weights(self, number: int) -> list[NDArray[Any]]:
         """Return a trial's weights, whether it still trains or has left.
 
         Args:
             number: The trial's number.
 
         Returns:
-            One tensor a layer, float32, (in + 1, out); the last row is the bias.
+            One array a layer, float32, (in + 1, out); the last row is the bias.
         """
         trials = self._finished | {trial.number: trial for trial in self._trials()}
-        return [weights for weights, _ in trials[number].layers]
+        return [_array(weights) for weights, _ in trials[number].layers]
 
     def state(self, number: int) -> TrialState:
         """Return what another pack needs to go on with a trial that still trains."""
         trials = {trial.number: trial for trial in self._trials()}
-        return [(weights.cpu(), velocity.cpu()) for weights, velocity in trials[number].layers]
+        return [(_array(weights), _array(velocity)) for weights, velocity in trials[number].layers]
 
     def _trials(self) -> list[Trial]:
         """Copy every trial out of its group."""
@@ -189,10 +202,17 @@ class Pack:
         strength = group.trials[0].config.augmentation
         if not strength:
             return None
+        assert not isinstance(self._data, ArrayData), "moving images needs torch"
         if self._moved is None or self._moved[:2] != (self.epoch, strength):
+            from tune_softmax.augmentation import augmented_epoch
+
             buffer = None if self._moved is None else self._moved[2]
             moved = augmented_epoch(
-                self._data, strength=strength, seed=self._seed, epoch=self.epoch, out=buffer
+                self._data,
+                strength=strength,
+                seed=self._seed,
+                epoch=self.epoch,
+                out=buffer,
             )
             self._moved = (self.epoch, strength, moved)
         return self._moved[2]
@@ -210,15 +230,30 @@ class Pack:
 
     def _group(self, trials: Sequence[Trial], kernels: Kernels | None) -> _Group:
         """Make the group that trains these trials fastest, by what is here."""
-        if trials[0].config.hidden_units:
-            return HiddenGroup(trials, self._data, self._reduction, self._precision)
-        if kernels and self._precision == "float32":
-            return NativeGroup(trials, self._data, self._reduction, kernels)
-        return LinearGroup(trials, self._data, self._reduction, self._precision, kernels)
+        data, reduction, precision = self._data, self._reduction, self._precision
+        is_linear = not trials[0].config.hidden_units
+        if is_linear and kernels and precision == "float32":
+            arrays = data if isinstance(data, ArrayData) else data.arrays
+            return NativeGroup(trials, arrays, reduction, kernels)
+        from tune_softmax.torch_groups import HiddenGroup, LinearGroup
+
+        assert not isinstance(data, ArrayData), "see `needs_torch`"
+        if is_linear:
+            return LinearGroup(trials, data, reduction, precision, kernels)
+        return HiddenGroup(trials, data, reduction, precision)
+
+
+def needs_torch(configs: Iterable[Config], precision: Precision) -> bool:
+    """Say whether a pack on one CPU core does more than our own kernels do."""
+    return (
+        precision != "float32"
+        or native.find() is None
+        or any(config.hidden_units or config.augmentation for config in configs)
+    )
 
 
 def plan_groups(
-    configs: Mapping[int, Config], data: TensorData, slice_rows: int | None = None
+    configs: Mapping[int, Config], data: ArrayData | TensorData, slice_rows: int | None = None
 ) -> list[list[int]]:
     """Decide which trials share mini-batches and matrix products.
 
@@ -272,8 +307,19 @@ def _place(
     return [joined if group is best else group for group in narrow]
 
 
-def _kernels(data: TensorData) -> Kernels | None:
+def _kernels(data: ArrayData | TensorData) -> Kernels | None:
     """Return our own kernels where they train fastest."""
+    if isinstance(data, ArrayData):
+        return native.find()
+    import torch
+
     # They know one core; with more, torch's products are the faster ones.
     is_for_them = data.device.type == "cpu" and torch.get_num_threads() == 1
     return native.find() if is_for_them else None
+
+
+def _array(values: NDArray[Any] | Tensor) -> NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        return values
+    array: NDArray[Any] = values.cpu().numpy()
+    return array

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, gcd
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
+    from tune_softmax.arrays import ArrayData
     from tune_softmax.config import Config, Reduction
     from tune_softmax.tensors import TensorData
 
 __all__ = ["Plan", "Trial", "TrialState", "effective_batch_size"]
 
-TrialState: TypeAlias = list[tuple[Tensor, Tensor]]
-"""Per layer a trial's weights and velocity, float32, (in + 1, out) each, on the CPU."""
+TrialState: TypeAlias = list[tuple[NDArray[Any], NDArray[Any]]]
+"""Per layer a trial's weights and velocity, float32, (in + 1, out) each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +36,25 @@ class Trial:
     Attributes:
         number: The trial's number.
         config: Its hyperparameters.
-        layers: Per layer its weights and its velocity, float32, (in + 1, out) each.
+        layers: Per layer its weights and its velocity, float32, (in + 1, out) each: arrays, or
+            tensors on the device of the group that it comes from.
     """
 
     number: int
     config: Config
-    layers: list[tuple[Tensor, Tensor]]
+    layers: list[tuple[NDArray[Any], NDArray[Any]]] | list[tuple[Tensor, Tensor]]
 
 
-def effective_batch_size(config: Config, data: TensorData) -> int:
+def effective_batch_size(config: Config, data: ArrayData | TensorData) -> int:
     """Return a trial's batch size; one beyond the training set means all of it."""
     return min(config.batch_size, len(data.train))
 
 
 class Plan:
     """What every trial of a group does at each micro-batch of an epoch, as tables (steps, P).
+
+    Tables are arrays of the data's type of number; one whose rows are all the same has them once,
+    with a stride of 0.
 
     Attributes:
         rows: Images in a micro-batch, the greatest common divisor of the batch sizes.
@@ -58,56 +65,56 @@ class Plan:
         l1: Likewise.
     """
 
-    def __init__(self, configs: Sequence[Config], data: TensorData, reduction: Reduction) -> None:
+    def __init__(
+        self, configs: Sequence[Config], data: ArrayData | TensorData, reduction: Reduction
+    ) -> None:
         self._configs = configs
         self._num_samples = len(data.train)
-        self._device = data.device
-        self._dtype = torch.get_default_dtype()
+        self._real = data.real
         sizes = [effective_batch_size(config, data) for config in configs]
         self.rows = gcd(*sizes)
         self.num_steps = ceil(self._num_samples / self.rows)
-        starts = torch.arange(self.num_steps).unsqueeze(1) * self.rows  # (steps, 1)
-        batch_sizes = torch.tensor(sizes)  # (P,)
-        ends = (starts + self.rows).clamp(max=self._num_samples)
+        starts = np.arange(self.num_steps)[:, np.newaxis] * self.rows  # (steps, 1)
+        batch_sizes = np.array(sizes)  # (P,)
+        ends = np.minimum(starts + self.rows, self._num_samples)
         begins = starts % batch_sizes == 0  # (steps, P)
         self._updates = (ends % batch_sizes == 0) | (ends == self._num_samples)
         self._batches = starts // batch_sizes
-        lengths = (self._num_samples - self._batches * batch_sizes).clamp(max=batch_sizes)
-        weights = 1.0 / lengths if reduction == "mean" else torch.ones(lengths.shape)
-        self.loss_weights = self._table(weights)
+        lengths = np.minimum(self._num_samples - self._batches * batch_sizes, batch_sizes)
+        weights = 1.0 / lengths if reduction == "mean" else np.ones(lengths.shape)
+        self.loss_weights = weights.astype(self._real)
         self.momentum = self._coefficients("momentum", begins, within=1.0)
         self.weight_decay = self._coefficients("weight_decay", begins, within=0.0)
         self.l1 = self._coefficients("l1", begins, within=0.0)
 
-    def _table(self, values: Tensor) -> Tensor:
-        return values.to(self._device, self._dtype)
-
-    def _coefficients(self, name: str, begins: Tensor, *, within: float) -> Tensor | None:
+    def _coefficients(
+        self, name: str, begins: NDArray[np.bool_], *, within: float
+    ) -> NDArray[Any] | None:
         """Return the table of one hyperparameter, or None where it is 0 everywhere."""
-        values = torch.tensor([float(getattr(config, name)) for config in self._configs])
+        values = np.array([getattr(config, name) for config in self._configs], self._real)
         if begins.all():  # one row serves every step
-            table = values.expand(self.num_steps, -1)
+            table = np.broadcast_to(values, begins.shape)
         else:
-            table = torch.where(begins, values, within)
-        return self._table(table) if table.any() else None
+            table = np.where(begins, values, self._real.type(within))
+        return table if table.any() else None
 
-    def learning_rates(self, epoch: int) -> Tensor:
+    def learning_rates(self, epoch: int) -> NDArray[Any]:
         """Return the epoch's step sizes, (steps, P): 0 where a trial does not update."""
-        factors: dict[tuple[str, int, int], Tensor] = {}
-        columns = []
+        factors: dict[tuple[str, int, int], NDArray[np.float64]] = {}
+        rates = np.empty(self._updates.shape)
         for p, config in enumerate(self._configs):
             key = (config.learning_rate_schedule, config.num_epochs, config.batch_size)
             if key not in factors:
                 per_epoch = ceil(self._num_samples / config.batch_size)
                 num_steps = config.num_steps(self._num_samples)
                 first = (epoch - 1) * per_epoch
-                by_batch = torch.tensor(
+                by_batch = np.array(
                     [
                         config.learning_rate_factor(first + batch, num_steps)
                         for batch in range(per_epoch)
-                    ],
-                    dtype=torch.float64,
+                    ]
                 )
                 factors[key] = by_batch[self._batches[:, p]]
-            columns.append(config.learning_rate * factors[key])
-        return self._table(torch.stack(columns, dim=1) * self._updates)
+            rates[:, p] = config.learning_rate * factors[key]
+        table: NDArray[Any] = (rates * self._updates).astype(self._real)
+        return table

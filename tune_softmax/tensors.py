@@ -1,25 +1,27 @@
-"""A dataset as tensors resident on one device, and the order in which an epoch visits it.
+"""A dataset as tensors resident on one device.
 
 Inputs are scaled once and stay resident, with the column of ones that a bias meets.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from tune_softmax.seeding import derive_seed
+from tune_softmax.arrays import ArrayData, ArrayImages
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tune_softmax.data import Dataset, Split
 
-__all__ = ["Images", "TensorData", "sample_order", "scale", "to_images", "to_tensors"]
+__all__ = ["Images", "TensorData", "from_arrays", "scale", "to_images", "to_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,21 @@ class TensorData:
         integers[:, :-1] = images.pixels
         return integers
 
+    @cached_property
+    def arrays(self) -> ArrayData:
+        """The same memory as arrays, for our own kernels; on the CPU alone."""
+        train, validation = (
+            ArrayImages(split.pixels.numpy(), split.labels.numpy())
+            for split in (self.train, self.validation)
+        )
+        shape, classes = self.image_shape, self.num_classes
+        return ArrayData(train, validation, shape, classes, self.pixel_max, self.real)
+
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The type of number to train in: torch's default."""
+        return np.dtype(str(torch.get_default_dtype()).removeprefix("torch."))
+
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
@@ -115,6 +132,17 @@ def to_tensors(dataset: Dataset, device: torch.device | str = "cpu") -> TensorDa
     )
 
 
+def from_arrays(data: ArrayData) -> TensorData:
+    """Return the same images as tensors, in the same memory; nobody writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        train, validation = (
+            Images(torch.from_numpy(split.pixels), torch.from_numpy(split.labels))
+            for split in (data.train, data.validation)
+        )
+    return TensorData(train, validation, data.image_shape, data.num_classes, data.pixel_max)
+
+
 def scale(pixels: Tensor, pixel_max: int, out: Tensor | None = None) -> Tensor:
     """Return pixels as float32 in [0, 1].
 
@@ -124,21 +152,3 @@ def scale(pixels: Tensor, pixel_max: int, out: Tensor | None = None) -> Tensor:
         out: Where to write, float32, the same shape; a new tensor by default.
     """
     return torch.div(pixels, float(pixel_max), out=out)
-
-
-def sample_order(seed: int, epoch: int, num_samples: int) -> Tensor:
-    """Return the order in which an epoch visits the training images.
-
-    It depends on the seed and the epoch alone, so that every trial of a pack, and a trial run by
-    itself, on any device, sees the same mini-batches.
-
-    Args:
-        seed: The experiment's seed.
-        epoch: 1 for the first.
-        num_samples: N.
-
-    Returns:
-        A permutation of 0..N-1, int64, (N,), on the CPU.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    return torch.randperm(num_samples, generator=generator)

@@ -6,7 +6,7 @@ Shape letters: P trials, B images in a micro-batch, D pixels, H hidden units, C 
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
@@ -17,6 +17,8 @@ from tune_softmax.steps import Plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from tune_softmax.config import Precision, Reduction
@@ -54,12 +56,13 @@ class _Layer:
         plan: Plan,
         widen: Callable[[Tensor], Tensor],
     ) -> None:
-        def rows(table: Tensor | None) -> Sequence[Tensor] | None:
+        def rows(table: NDArray[Any] | None) -> Sequence[Tensor] | None:
             if table is None:
                 return None
-            if table.stride(0):
-                return widen(table).unbind()
-            return widen(table[:1]).unbind() * len(table)  # the same row for all steps
+            if table.strides[0]:
+                return widen(_tensor(table, weights)).unbind()
+            # The same row for all steps.
+            return widen(_tensor(table[:1], weights)).unbind() * len(table)
 
         self._weights = weights
         self._velocity = velocity
@@ -70,11 +73,11 @@ class _Layer:
         self._weight_decay = rows(plan.weight_decay)
         self._l1 = rows(plan.l1)
         self._rates: Sequence[Tensor] = ()
-        self._zeros = widen(torch.zeros_like(plan.loss_weights[:1]))[0]
+        self._zeros = widen(_tensor(0 * plan.loss_weights[:1], weights))[0]
 
-    def begin_epoch(self, learning_rates: Tensor) -> None:
+    def begin_epoch(self, learning_rates: NDArray[Any]) -> None:
         """Take the epoch's step sizes, (steps, P)."""
-        self._rates = self._widen(learning_rates).unbind()
+        self._rates = self._widen(_tensor(learning_rates, self._weights)).unbind()
 
     def begin_step(self, step: int) -> None:
         """Set the velocity to all of the new one but the loss's gradient, which adds itself."""
@@ -131,7 +134,7 @@ class LinearGroup:
         num_zeros = -self._num_columns % COLUMN_MULTIPLE
         self._weights, self._velocity = (
             pad(
-                torch.stack([trial.layers[0][i] for trial in trials], dim=-1).flatten(1),
+                torch.stack(_layers(trials, data, 0, i), dim=-1).flatten(1),
                 (0, num_zeros),
             )
             for i in (0, 1)
@@ -151,7 +154,7 @@ class LinearGroup:
         ]
 
     def train_epoch(
-        self, order: Tensor, epoch: int, inputs: Tensor | None
+        self, order: NDArray[np.int64], epoch: int, inputs: Tensor | None
     ) -> list[tuple[float, float]]:
         """Train for epoch number `epoch`; return each trial's loss and accuracy.
 
@@ -224,10 +227,10 @@ class HiddenGroup:
         self.plan = Plan([trial.config for trial in trials], data, reduction)
         self._shape = (len(trials), trials[0].config.hidden_units)
         self._first, self._first_velocity = (
-            torch.cat([trial.layers[0][i] for trial in trials], dim=1) for i in (0, 1)
+            torch.cat(_layers(trials, data, 0, i), dim=1) for i in (0, 1)
         )
         self._second, self._second_velocity = (
-            torch.stack([trial.layers[1][i] for trial in trials]) for i in (0, 1)
+            torch.stack(_layers(trials, data, 1, i)) for i in (0, 1)
         )
         self._terms: Terms = ()
         self._hidden = self._first.new_empty(0)
@@ -249,7 +252,7 @@ class HiddenGroup:
         ]
 
     def train_epoch(
-        self, order: Tensor, epoch: int, inputs: Tensor | None
+        self, order: NDArray[np.int64], epoch: int, inputs: Tensor | None
     ) -> list[tuple[float, float]]:
         """Train for epoch number `epoch`; return each trial's loss and accuracy.
 
@@ -306,6 +309,16 @@ class HiddenGroup:
         self.products.add_gradient(inputs, by_image, self._first_velocity)
 
 
+def _layers(trials: Sequence[Trial], data: TensorData, layer: int, part: int) -> list[Tensor]:
+    """Return every trial's weights (part 0) or velocity (part 1) of a layer, on the device."""
+    return [torch.as_tensor(trial.layers[layer][part], device=data.device) for trial in trials]
+
+
+def _tensor(table: NDArray[Any], like: Tensor) -> Tensor:
+    """Return a table on the device of another tensor."""
+    return torch.from_numpy(table.copy()).to(like.device)
+
+
 class _Tally:
     """Sums of cross-entropy and of right answers, one row a step so that nothing synchronizes."""
 
@@ -323,7 +336,10 @@ class _Tally:
 
 
 def _train_epoch(
-    group: LinearGroup | HiddenGroup, order: Tensor, epoch: int, moved: Tensor | None
+    group: LinearGroup | HiddenGroup,
+    order: NDArray[np.int64],
+    epoch: int,
+    moved: Tensor | None,
 ) -> list[tuple[float, float]]:
     """Walk the training set once in micro-batches; return each trial's loss and accuracy."""
     plan, data, products = group.plan, group.data, group.products
@@ -333,9 +349,10 @@ def _train_epoch(
     learning_rates = plan.learning_rates(epoch)
     for parameter in group.parameters:
         parameter.begin_epoch(learning_rates)
-    loss_weights = plan.loss_weights.unbind()
-    targets = _targets(data.train.labels[order], len(group.trials)).split(plan.rows)
-    for step, micro_batch in enumerate(order.split(plan.rows)):
+    loss_weights = _tensor(plan.loss_weights, inputs).unbind()
+    indices = torch.from_numpy(order).to(data.device)
+    targets = _targets(data.train.labels[indices], len(group.trials)).split(plan.rows)
+    for step, micro_batch in enumerate(indices.split(plan.rows)):
         group.begin_step(step)
         x = buffer[: len(micro_batch)]
         torch.index_select(inputs, 0, micro_batch, out=x)

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from tune_softmax.augmentation import augment
+from tune_softmax.draws import sample_order
 from tune_softmax.metrics import EpochMetrics
 from tune_softmax.model import build_model
-from tune_softmax.tensors import sample_order, scale
+from tune_softmax.tensors import scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +98,7 @@ def train(
         started = time.perf_counter()
         loss_sum = torch.zeros((), dtype=torch.float64, device=data.device)
         num_correct = torch.zeros((), dtype=torch.int64, device=data.device)
-        order = sample_order(seed, epoch, len(data.train)).to(data.device)
+        order = torch.from_numpy(sample_order(seed, epoch, len(data.train))).to(data.device)
         if config.augmentation:
             moved = augment(
                 data.train.pixels,

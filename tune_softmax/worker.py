@@ -1,12 +1,13 @@
 """What runs on a Ray worker: one Ray Tune trial that trains one pack.
 
 The pack's own trials are judged by the referee at every epoch and leave when it says so; what
-happened goes back to the driver, which alone writes the ledger. The driver names the class but
-never trains, so torch is imported where training begins: that takes seconds.
+happened goes back to the driver, which alone writes the ledger. Torch takes seconds to import, so
+it is imported where our own kernels do not do what a pack needs.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
+from tune_softmax.arrays import ArrayData
 from tune_softmax.metrics import FinalTest, Report, State
 
 if TYPE_CHECKING:
@@ -124,16 +126,11 @@ class PackTrainable(tune.Trainable):
             settings: What all packs have in common.
             referee: The referee's actor handle, or None where nothing is stopped early.
         """
-        import torch
-
-        torch.set_num_threads(settings.cpus_per_pack)
-        # A velocity that decays through denormal numbers would slow every product it meets.
-        torch.set_flush_denormal(True)
         self._dataset = dataset
         self._test = test
         self._settings = settings
         self._referee = referee
-        self._data: tuple[View, TensorData] | None = None
+        self._data: tuple[tuple[View, bool], ArrayData | TensorData] | None = None
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -168,14 +165,20 @@ class PackTrainable(tune.Trainable):
         self._pack = None
 
     def _build(self) -> Pack:
-        from tune_softmax.packed import Pack
+        from tune_softmax.packed import Pack, needs_torch
 
         task = self._task
+        configs = {number: one.config for number, one in task.tasks.items()}
         states = self._fetch() if task.epoch else {}
         lost = not task.tasks.keys() <= states.keys()
         pack = Pack(
-            {number: one.config for number, one in task.tasks.items()},
-            self._view(task.view),
+            configs,
+            self._view(
+                task.view,
+                as_tensors=_device() != "cpu"
+                or self._settings.cpus_per_pack > 1
+                or needs_torch(configs.values(), self._settings.precision),
+            ),
             seed=task.view.seed,
             reduction=self._settings.reduction,
             initial_std=self._settings.initial_std,
@@ -189,18 +192,28 @@ class PackTrainable(tune.Trainable):
         return pack
 
     def _remark(self) -> str | None:
+        if self._settings.precision == "float32":
+            return None
         import torch
 
         from tune_softmax.products import remark_on
 
         return remark_on(self._settings.precision, torch.device(_device()))
 
-    def _view(self, view: View) -> TensorData:
+    def _set_up_torch(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._settings.cpus_per_pack)
+        # A velocity that decays through denormal numbers would slow every product it meets.
+        torch.set_flush_denormal(True)
+
+    def _view(self, view: View, *, as_tensors: bool) -> ArrayData | TensorData:
         """Return the images that the pack trains on, kept until a pack trains on others."""
         from tune_softmax import data
-        from tune_softmax.tensors import to_tensors
+        from tune_softmax.arrays import to_arrays
 
-        if self._data is None or self._data[0] != view:
+        wanted = (view, as_tensors)
+        if self._data is None or self._data[0] != wanted:
             self._data = None
             dataset = self._dataset
             if view.train_fraction < 1 or view.with_validation:
@@ -210,15 +223,19 @@ class PackTrainable(tune.Trainable):
                     train_fraction=view.train_fraction,
                     with_validation=view.with_validation,
                 )
-            self._data = (view, to_tensors(dataset, _device()))
+            if as_tensors:
+                self._set_up_torch()
+                from tune_softmax.tensors import to_tensors
+
+                self._data = (wanted, to_tensors(dataset, _device()))
+            else:
+                self._data = (wanted, to_arrays(dataset))
         return self._data[1]
 
     def _fetch(self) -> dict[int, TrialState]:
-        import torch
-
         states = ray.get(self._referee.fetch.remote(list(self._task.tasks)))
         return {
-            number: [(torch.tensor(w), torch.tensor(v)) for w, v in layers]
+            number: [(w.copy(), v.copy()) for w, v in layers]  # Ray's own are read-only
             for number, layers in states.items()
         }
 
@@ -289,22 +306,22 @@ class PackTrainable(tune.Trainable):
         is_new = pack.epoch > self._task.recorded
         if not is_new or not on_rung or not 0 < len(left) <= self._settings.parks_at:
             return set()
-        waiting = {
-            number: [(w.numpy(), v.numpy()) for w, v in pack.state(number)] for number in left
-        }
-        ray.get(self._referee.park.remote(waiting))
+        ray.get(self._referee.park.remote({number: pack.state(number) for number in left}))
         return left
 
     def _test_result(self, pack: Pack, number: int) -> FinalTest:
+        self._set_up_torch()
         from tune_softmax.model import from_layers
-        from tune_softmax.tensors import to_images
+        from tune_softmax.tensors import from_arrays, to_images
         from tune_softmax.training import evaluate
 
         assert self._test is not None
-        data = self._view(self._task.view)
+        assert self._data is not None
+        data = self._data[1]
+        tensors = from_arrays(data) if isinstance(data, ArrayData) else data
         weights = self._best[number][2] if number in self._best else pack.weights(number)
-        model = from_layers(weights).to(data.device)
-        found = evaluate(model, to_images(self._test, data.device), data)
+        model = from_layers(weights).to(tensors.device)
+        found = evaluate(model, to_images(self._test, tensors.device), tensors)
         return FinalTest(
             found.loss, found.accuracy, tuple(tuple(row) for row in found.confusion.tolist())
         )
@@ -315,9 +332,10 @@ def _device() -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and HOST_OUT_OF_MEMORY in str(error)
 
