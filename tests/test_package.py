@@ -79,6 +79,7 @@ ORDER = [
     "study_file",
     "tracking",
     "asha",
+    "local_ray",
     "cluster",
     "worker",
     "driver",
@@ -237,7 +238,7 @@ def test_the_two_ways_to_train_do_not_know_each_other():
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("ray", {"driver", "worker", "asha", "cluster", "bench.probes"}),
+        ("ray", {"driver", "worker", "asha", "local_ray", "cluster", "bench.probes"}),
         ("optuna", {"sampler_view", "study", "study_file", "report.figures.hyperparameters"}),
     ],
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import secrets
 import shutil
 import socket
 import sys
@@ -28,7 +27,8 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress not found")
     logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     import ray
-    from ray._private.node import Node as RayNode
+
+    from tune_softmax import local_ray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,9 +41,6 @@ logger = logging.getLogger("tune_softmax")
 
 # Ray puts sockets below its folder, and a socket's path may be 107 bytes long at most.
 MAX_FOLDER_LENGTH = 40
-# The dataset is what the object store holds; Ray asks for at least 75 MB.
-OBJECT_STORE_BYTES = 512 * 2**20
-MONITORS = ("start_monitor", "start_log_monitor")
 CONNECT_TIMEOUT_S = 5.0
 # A head that is silent for 50 s is gone. After 60 s Ray would end the process by itself, with exit
 # code 1 and no word of what to do.
@@ -159,7 +156,7 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
 
 def _connect(address: str | None, folder: Path, is_over: threading.Event) -> Cluster:
     if address is None:
-        _start_local(folder)
+        local_ray.start(folder)
     else:
         _join(address)
     head = ray.get_runtime_context().gcs_address
@@ -209,41 +206,6 @@ def _remove_left(parent: Path) -> None:
         process = folder.name.split("-")[2]
         if not Path(f"/proc/{process}").exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start_local(folder: Path) -> None:
-    """Start a cluster that nobody else can find or enter."""
-    # Ray turns token authentication on by itself where no mode is set; a token in this process's
-    # environment reaches its children, and needs no file in a home that may be read-only.
-    os.environ.pop("RAY_AUTH_MODE", None)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _without_monitors():
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
-
-
-@contextmanager
-def _without_monitors() -> Iterator[None]:
-    """Let Ray start neither the autoscaler's monitor nor the one that forwards workers' logs.
-
-    A cluster of this machine alone does not grow, and its logs are not forwarded; each of the two
-    costs a second of processor time where a search has the fewest to spare. `ray.init` has no
-    option for it. A Ray that has no such methods starts what it likes.
-    """
-    kept = {name: getattr(RayNode, name) for name in MONITORS if hasattr(RayNode, name)}
-    for name in kept:
-        setattr(RayNode, name, lambda _node: None)
-    try:
-        yield
-    finally:
-        for name, method in kept.items():
-            setattr(RayNode, name, method)
 
 
 def _join(address: str) -> None:

@@ -20,6 +20,7 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tune_softmax import local_ray
 from tune_softmax.asha import Referee
 from tune_softmax.errors import TuneSoftmaxError
 from tune_softmax.metrics import State
@@ -159,6 +160,8 @@ def _tune(job: Job, driver: _Driver) -> None:
         "CPU": experiment.resources.cpus_per_pack,
         "GPU": experiment.resources.gpus_per_pack,
     }
+    if job.cluster.address is None:
+        local_ray.use_running_workers()
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
