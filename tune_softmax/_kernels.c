@@ -255,9 +255,9 @@ INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REA
                 if (penalized) {
                     const VECTOR w = NAME(load)(weights + v * LANES);
                     if (e->weight_decay) moved += NAME(load)(of_column + N) * w;
-                    if (e->l1)
-                        for (int64_t j = 0; j < LANES; j++)
-                            moved[j] += of_column[2 * N + j] * (REAL)((w[j] > 0) - (w[j] < 0));
+                    if (e->l1) /* comparisons give -1 where they hold */
+                        moved += NAME(load)(of_column + 2 * N) *
+                                 __builtin_convertvector((w < 0) - (w > 0), VECTOR);
                 }
             }
             moved += sums[i][v];
