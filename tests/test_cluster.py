@@ -115,6 +115,46 @@ def test_folders_of_dead_processes_are_removed(tmp_path, monkeypatch):
     assert other.exists()
 
 
+IN_A_WORKER_THAT_IS_THERE = """
+import os, subprocess
+import ray
+from ray.tune.execution import class_cache
+from tune_softmax.cluster import connect, in_running_workers
+
+class Trainable:
+    process = lambda self: os.getpid()
+
+def children(process):
+    command = ["ps", "-o", "pid=,args=", "--ppid", str(process)]
+    output = subprocess.run(command, capture_output=True, text=True).stdout
+    return dict(line.split(maxsplit=1) for line in output.splitlines())
+
+with connect(None) as connecting:
+    connecting.result()
+    started = children(os.getpid())
+    for name in ("gcs_server", "dashboard.py", "monitor.py"):
+        print(any(name in command for command in started.values()))
+    (raylet,) = [number for number, command in started.items() if "/raylet " in command]
+    there = {number for number, command in children(raylet).items() if "IDLE" in command}
+    kept = dict(class_cache.DEFAULT_ENV_VARS)
+    with in_running_workers():
+        actor = class_cache._ActorClassCache().get(Trainable).remote()
+        print(str(ray.get(actor.process.remote())) in there)
+    print(len(kept) > 0 and kept == class_cache.DEFAULT_ENV_VARS)
+"""
+
+
+def test_a_trial_runs_in_a_worker_that_is_there():
+    """A local cluster has no API server, and Ray Tune's actor starts no process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_WORKER_THAT_IS_THERE],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "False", "False", "True", "True"]
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """Start a head with two CPUs and a token; give its address and the token."""

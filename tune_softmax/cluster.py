@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.experiment import Resources
 
-__all__ = ["Cluster", "Node", "connect"]
+__all__ = ["Cluster", "Node", "connect", "in_running_workers"]
 
 logger = logging.getLogger("tune_softmax")
 
@@ -152,6 +152,24 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
             gc.enable()
             shutil.rmtree(folder, ignore_errors=True)
             _remove_left(folder.parent)
+
+
+@contextmanager
+def in_running_workers() -> Iterator[None]:
+    """Let Ray Tune's trials, as long as the context lasts, run in workers that Ray has started.
+
+    It asks for workers of their own, with a variable set that keeps PyTorch Lightning from
+    forking; there is none here, and every worker takes a second of processor time to start.
+    """
+    from ray.tune.execution import class_cache
+
+    variables: dict[str, str] = getattr(class_cache, "DEFAULT_ENV_VARS", {})
+    kept = dict(variables)
+    variables.clear()
+    try:
+        yield
+    finally:
+        variables |= kept
 
 
 def _connect(address: str | None, folder: Path, is_over: threading.Event) -> Cluster:

@@ -20,8 +20,8 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_softmax import local_ray
 from tune_softmax.asha import Referee
+from tune_softmax.cluster import in_running_workers
 from tune_softmax.errors import TuneSoftmaxError
 from tune_softmax.metrics import State
 from tune_softmax.progress import Snapshot
@@ -160,8 +160,6 @@ def _tune(job: Job, driver: _Driver) -> None:
         "CPU": experiment.resources.cpus_per_pack,
         "GPU": experiment.resources.gpus_per_pack,
     }
-    if job.cluster.address is None:
-        local_ray.use_running_workers()
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
@@ -180,7 +178,8 @@ def _tune(job: Job, driver: _Driver) -> None:
             callbacks=[_Watch(driver, experiment.resources.report_timeout_s)],
         ),
     )
-    tuner.fit()
+    with in_running_workers():
+        tuner.fit()
 
 
 def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa: ANN401 - a handle

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["start", "use_running_workers"]
+__all__ = ["start"]
 
 # The dataset is what the object store holds; Ray asks for at least 75 MB.
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -48,17 +48,6 @@ def start(folder: Path) -> None:
             logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
-
-
-def use_running_workers() -> None:
-    """Let Ray Tune's trials run in workers that are running already.
-
-    It asks for workers of their own for all trials, with a variable that keeps PyTorch Lightning
-    from forking; there is none here.
-    """
-    from ray.tune.execution import class_cache
-
-    getattr(class_cache, "DEFAULT_ENV_VARS", {}).clear()
 
 
 @contextmanager
