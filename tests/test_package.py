@@ -82,6 +82,7 @@ ORDER = [
     "local_ray",
     "cluster",
     "worker",
+    "dispatcher",
     "driver",
     "beside",
     "running",

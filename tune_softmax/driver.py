@@ -1,7 +1,7 @@
-"""Drive one agenda in Ray Tune: join it, the referee and the packs through the ledger.
+"""Drive one agenda in Ray Tune: join the dispatcher, the referee and the packs.
 
-The driver alone writes the ledger. Ray Tune's own folder is scratch, and what Ray pickles of the
-driver is empty: what a resume needs is in the run folder.
+Ray Tune's own folder is scratch, and what Ray pickles of the driver is empty: what a resume needs
+is in the run folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import functools
 import logging
 import signal
 import time
-from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -22,65 +21,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_softmax.asha import Referee
 from tune_softmax.cluster import in_running_workers
+from tune_softmax.dispatcher import Dispatcher
 from tune_softmax.errors import TuneSoftmaxError
-from tune_softmax.metrics import State
-from tune_softmax.progress import Snapshot
-from tune_softmax.worker import PackTask, PackTrainable, Settings
+from tune_softmax.worker import PackTrainable, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from ray.tune.experiment import Trial
 
-    from tune_softmax.agenda import Agenda, View
-    from tune_softmax.cluster import Cluster
-    from tune_softmax.config import Config
-    from tune_softmax.data import Dataset, Split
-    from tune_softmax.experiment import Asha, Experiment
-    from tune_softmax.ledger import Ledger
-    from tune_softmax.worker import PackResult
+    from tune_softmax.dispatcher import Job
 
-__all__ = ["Job", "Outcome", "drive"]
-
-MAX_LOSSES = 3  # of a trial's worker; that a driver died is no fault of the trial
-# Every place where a pack can run sees some rounds, so that the last ones leave none idle.
-ROUNDS_PER_PLACE = 4
-MAX_AUTO_PACK = {"cpu": 64, "gpu": 1024}
-# A pack that is down to this fraction of its trials parks them. Measured with two packs of 32 at
-# a time: half of a search's seconds went into packs of three trials or fewer.
-PARK_FRACTION = 8
+__all__ = ["Outcome", "drive"]
 
 logger = logging.getLogger("tune_softmax")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What one search or resume works with.
-
-    Attributes:
-        experiment: What is asked.
-        agenda: The trials to train; the driver replays the ledger into it.
-        ledger: Open for writing.
-        dataset: Training and validation images.
-        cluster: Where packs run.
-        should_stop: Asked between events; the search ends once it is true.
-        observe: Called with every change.
-        asha: When poor trials are stopped; None: never.
-        test: Test images to evaluate complete trials on; None for a search.
-    """
-
-    experiment: Experiment
-    agenda: Agenda
-    ledger: Ledger
-    dataset: Dataset
-    cluster: Cluster
-    should_stop: Callable[[], bool]
-    observe: Callable[[Snapshot], None]
-    asha: Asha | None = None
-    test: Split | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +57,18 @@ class Outcome:
 
 def drive(job: Job) -> Outcome:
     """Run packs in Ray Tune until nothing is left or a stop is due; leave the ledger in order."""
-    driver = _Driver(job)
-    job.ledger.event("started", places=driver.num_places, pack_size=driver.pack_size)
-    logger.info("started: %d places, packs of %d", driver.num_places, driver.pack_size)
+    dispatcher = Dispatcher(job)
+    job.ledger.event("started", places=dispatcher.num_places, pack_size=dispatcher.pack_size)
+    logger.info("started: %d places, packs of %d", dispatcher.num_places, dispatcher.pack_size)
     was_stopped = False
     try:
-        _tune(job, driver)
+        _tune(job, dispatcher)
     except _StopSearch:
-        driver.release()
+        dispatcher.release()
         was_stopped = True
     except _Broken as broken:
         raise broken.error from broken.error.__cause__
-    return Outcome(*driver.progress, was_stopped)
+    return Outcome(*dispatcher.progress, was_stopped)
 
 
 class _StopSearch(BaseException):
@@ -139,7 +96,7 @@ def _past_ray(method: Callable[_P, _T]) -> Callable[_P, _T]:
     return call
 
 
-def _tune(job: Job, driver: _Driver) -> None:
+def _tune(job: Job, dispatcher: Dispatcher) -> None:
     experiment = job.experiment
     settings = Settings(
         metric=experiment.search.metric,
@@ -147,14 +104,14 @@ def _tune(job: Job, driver: _Driver) -> None:
         reduction=experiment.model.reduction,
         initial_std=experiment.model.initial_std,
         precision=experiment.model.precision,
-        parks_at=driver.parks_at,
+        parks_at=dispatcher.parks_at,
     )
     trainable = tune.with_parameters(
         PackTrainable,
         dataset=job.dataset,
         test=job.test,
         settings=settings,
-        referee=_start_referee(job, driver.curves),
+        referee=_start_referee(job, dispatcher.curves),
     )
     resources = {
         "CPU": experiment.resources.cpus_per_pack,
@@ -163,7 +120,7 @@ def _tune(job: Job, driver: _Driver) -> None:
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=_PackSearcher(driver),
+            search_alg=_PackSearcher(dispatcher),
             num_samples=-1,  # the searcher says when it is finished
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"pack-{trial.config['task'].pack}",
@@ -175,7 +132,7 @@ def _tune(job: Job, driver: _Driver) -> None:
             verbose=0,
             # In a notebook Ray would choose one that wipes what the cell has printed.
             progress_reporter=tune.CLIReporter(),
-            callbacks=[_Watch(driver, experiment.resources.report_timeout_s)],
+            callbacks=[_Watch(dispatcher, job.should_stop, experiment.resources.report_timeout_s)],
         ),
     )
     with in_running_workers():
@@ -196,225 +153,12 @@ def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa:
     return referee
 
 
-class _Driver:
-    """The search's state between Ray Tune's events: the ledger and what mirrors it in memory."""
-
-    def __init__(self, job: Job) -> None:
-        experiment, ledger = job.experiment, job.ledger
-        self.experiment = experiment
-        self.should_stop = job.should_stop
-        self.num_places = job.cluster.num_packs(experiment.resources)
-        self._agenda = job.agenda
-        self._ledger = ledger
-        self._observe = job.observe
-        self._started = time.monotonic()
-        self._live: dict[str, dict[int, Config]] = {}  # trials by Ray's trial id
-        self._parked: defaultdict[int, dict[int, Config]] = defaultdict(dict)  # by epoch
-        self.curves: defaultdict[int, list[float]] = defaultdict(list)
-        trials = ledger.trials()
-        for number, _epoch, metrics in ledger.epochs():
-            self.curves[number].append(getattr(metrics, experiment.search.metric))
-        self._agenda.replay(trials, self.curves)
-        self._states = {trial.number: trial.state for trial in trials}
-        self._losses: Counter[int] = Counter()  # of a worker, by trial
-        self._num_done_before = sum(state.is_final for state in self._states.values())
-        self._next_pack = 1 + max((trial.pack for trial in trials), default=-1)
-        self._num_epochs = sum(map(len, self.curves.values()))
-        self._best: tuple[int, float] | None = None
-        self._remark = ""
-        self.pack_size = self._auto_pack_size()
-        self.parks_at = self.pack_size // PARK_FRACTION if job.asha else 0
-        for _, kind, detail in ledger.events():
-            if kind == "out_of_memory":
-                self.pack_size = min(self.pack_size, int(detail["fits"]))
-            elif kind == "worker_died":
-                self._losses.update(detail["trials"])
-        self._again: deque[dict[int, Config]] = deque()
-        left: defaultdict[View, dict[int, Config]] = defaultdict(dict)
-        for trial in trials:
-            if trial.state is State.PARKED:
-                self._parked[len(self.curves[trial.number])][trial.number] = trial.config
-            elif not trial.state.is_final:
-                left[self._view(trial.number, trial.config)][trial.number] = trial.config
-            self._note_best(trial.number, trial.state)
-        for configs in left.values():
-            self._again += _chunks(configs, self.pack_size)
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """How many trials are done, of how many."""
-        done = sum(state.is_final for state in self._states.values())
-        return done, self._agenda.num_trials
-
-    def _auto_pack_size(self) -> int:
-        asked = self.experiment.search.pack_size
-        if asked != "auto":
-            return asked
-        agenda = self._agenda
-        rounds = agenda.num_rounds
-        if rounds > 1:
-            rounds = max(rounds, ROUNDS_PER_PLACE * self.num_places)
-        largest = MAX_AUTO_PACK["gpu" if self.experiment.resources.gpus_per_pack else "cpu"]
-        return min(max(1, agenda.num_trials // rounds), largest)
-
-    def _view(self, number: int, config: Config) -> View:
-        return self._agenda.task(number, config).view
-
-    @_past_ray
-    def next_pack(self, ray_id: str) -> dict[str, Any] | str | None:
-        """Give Ray Tune the next pack, nothing for now, or word that all is done."""
-        if len(self._live) >= self.num_places:
-            return None
-        epoch, configs = self._next_trials()
-        if not configs:
-            # A pack that still runs may lose its worker and come back.
-            return None if self._live else Searcher.FINISHED
-        pack = self._next_pack
-        self._next_pack += 1
-        if epoch:
-            self._ledger.move(pack, configs)
-        else:
-            self._ledger.hand_out(pack, configs)
-        self._live[ray_id] = dict(configs)
-        self._states |= dict.fromkeys(configs, State.RUNNING)
-        logger.info("pack %d: trials %s from epoch %d", pack, _spans(configs), epoch + 1)
-        self.show()
-        tasks = {number: self._agenda.task(number, config) for number, config in configs.items()}
-        recorded = max(len(self.curves[number]) for number in configs)
-        return {"task": PackTask(pack, tasks, epoch, recorded)}
-
-    def _next_trials(self) -> tuple[int, dict[int, Config]]:
-        """Return what the next pack trains, and how many epochs it has behind it.
-
-        Lost packs come first, then parked trials, those of the rung where most wait, then new
-        ones. Parked ones do not wait longer than for a place: until a long trial has ended, the
-        sampler takes short ones for the best there are, and asks for more of them.
-        """
-        if self._again:
-            return 0, self._again.popleft()
-        if not any(self._parked.values()):
-            return 0, self._agenda.ask(self.pack_size, self.curves)
-        epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch))
-        waiting = self._parked[epoch]
-        numbers = sorted(waiting)[: self.pack_size]
-        return epoch, {number: waiting.pop(number) for number in numbers}
-
-    @_past_ray
-    def take(self, ray_id: str, result: PackResult) -> None:
-        """Record a pack's report."""
-        live = self._live[ray_id]
-        reports = [report for report in result.reports if report.number in live]
-        self._ledger.record(result.pack, reports)
-        metric = self.experiment.search.metric
-        for report in reports:
-            # A pack that is trained again reports its first epochs once more.
-            del self.curves[report.number][report.epoch - 1 :]
-            self.curves[report.number].append(getattr(report.metrics, metric))
-            if report.state.is_final:
-                self._finish(ray_id, report.number, report.state)
-            elif report.state is State.PARKED:
-                self._states[report.number] = State.PARKED
-                self._parked[report.epoch][report.number] = live.pop(report.number)
-        self._num_epochs += len(reports)
-        if result.remark and not self._remark:
-            self._remark = result.remark
-            logger.warning("%s", result.remark)
-        if result.error:
-            self._fail(ray_id, result.error)
-        if result.out_of_memory:
-            self._halve(ray_id, "it ran out of memory")
-        self.show()
-
-    @_past_ray
-    def end(self, ray_id: str, reason: str, *, is_memory: bool = False) -> None:
-        """Note that a pack is over; trials it leaves unfinished lost their worker."""
-        if is_memory and self._live[ray_id]:
-            self._halve(ray_id, reason)
-        lost = self._live.pop(ray_id)
-        if not lost:
-            return
-        logger.warning("trials %s lost their worker: %s", _spans(lost), reason)
-        self._ledger.event("worker_died", trials=sorted(lost), reason=reason)
-        self._losses.update(lost.keys())
-        worn = {number for number in lost if self._losses[number] >= MAX_LOSSES}
-        self._give_up(worn, f"its worker was lost {MAX_LOSSES} times, the last time: {reason}")
-        again = {number: config for number, config in lost.items() if number not in worn}
-        if again:
-            self._again.append(again)
-
-    def release(self) -> None:
-        """Mark what a stop cut off, for a resume to run again; parked trials stay so."""
-        cut_off = [number for trials in self._live.values() for number in trials]
-        self._ledger.finish(cut_off, State.WAITING)
-
-    def show(self, phase: str = "searching") -> None:
-        """Tell the display."""
-        done, total = self.progress
-        seconds = time.monotonic() - self._started
-        fresh = done - self._num_done_before
-        self._observe(
-            Snapshot(
-                phase=phase,
-                num_trials=total,
-                states=Counter(self._states.values()),
-                num_packs=len(self._live),
-                best=self._best,
-                num_epochs=self._num_epochs,
-                seconds=seconds,
-                seconds_left=seconds / fresh * (total - done) if fresh else None,
-                remark=self._remark,
-            )
-        )
-
-    def _halve(self, ray_id: str, reason: str) -> None:
-        """Train a pack that memory was too little for again in halves, and remember their size."""
-        lost = self._live[ray_id]
-        if len(lost) == 1:
-            self._give_up(set(lost), f"{reason}, and it was alone")
-        else:
-            self.pack_size = min(self.pack_size, -(-len(lost) // 2))
-            logger.warning("trials %s: %s; packs of %d now", _spans(lost), reason, self.pack_size)
-            self._ledger.event("out_of_memory", trials=sorted(lost), fits=self.pack_size)
-            self._again += _chunks(lost, self.pack_size)
-        self._live[ray_id] = {}
-
-    def _fail(self, ray_id: str, error: str) -> None:
-        numbers = set(self._live[ray_id])
-        logger.error("a pack raised; its trials %s fail\n%s", _spans(numbers), error)
-        self._give_up(numbers, error)
-        self._live[ray_id] = {}
-
-    def _give_up(self, numbers: set[int], error: str) -> None:
-        if not numbers:
-            return
-        self._ledger.finish(numbers, State.FAIL, error)
-        for number in sorted(numbers):
-            self._tell(number, State.FAIL)
-
-    def _finish(self, ray_id: str, number: int, state: State) -> None:
-        del self._live[ray_id][number]
-        self._tell(number, state)
-
-    def _tell(self, number: int, state: State) -> None:
-        self._states[number] = state
-        self._agenda.tell(number, state, self.curves[number])
-        self._note_best(number, state)
-
-    def _note_best(self, number: int, state: State) -> None:
-        if state is not State.COMPLETE:
-            return
-        value = self.curves[number][-1]
-        sign = 1 if self.experiment.search.mode == "min" else -1
-        if self._best is None or sign * value < sign * self._best[1]:
-            self._best = (number, value)
-
-
 class _PackSearcher(Searcher):
     """Ray Tune's view of the search: every suggestion is a pack."""
 
-    def __init__(self, driver: _Driver) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
-        self._driver = driver
+        self._dispatcher = dispatcher
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out: Ray pickles its searcher, and a resume reads the ledger."""
@@ -424,14 +168,20 @@ class _PackSearcher(Searcher):
         """Accept Ray Tune's own metric and space, which are not used."""
         return True
 
+    @_past_ray
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Give the next pack."""
-        return self._driver.next_pack(trial_id)
+        """Give Ray Tune the next pack, nothing for now, or word that all is done."""
+        task = self._dispatcher.next_pack(trial_id)
+        if task is not None:
+            return {"task": task}
+        return Searcher.FINISHED if self._dispatcher.is_finished else None
 
+    @_past_ray
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take a report, not the pack's last."""
-        self._driver.take(trial_id, result["result"])
+        self._dispatcher.take(trial_id, result["result"])
 
+    @_past_ray
     def on_trial_complete(
         self,
         trial_id: str,
@@ -442,8 +192,8 @@ class _PackSearcher(Searcher):
         if error:
             return
         if result is not None:
-            self._driver.take(trial_id, result["result"])
-        self._driver.end(trial_id, "its worker ended without a word")
+            self._dispatcher.take(trial_id, result["result"])
+        self._dispatcher.end(trial_id, "its worker ended without a word")
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the ledger is saved."""
@@ -456,12 +206,16 @@ class _Watch(tune.Callback):
     """Looks, between Ray Tune's events, whether to stop, and whether every pack still reports.
 
     Args:
-        driver: Who is told.
+        dispatcher: Who is told.
+        should_stop: Asked between events.
         timeout_s: Seconds without a report after which a pack's worker is killed.
     """
 
-    def __init__(self, driver: _Driver, timeout_s: float) -> None:
-        self._driver = driver
+    def __init__(
+        self, dispatcher: Dispatcher, should_stop: Callable[[], bool], timeout_s: float
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._should_stop = should_stop
         self._timeout_s = timeout_s
         self._heard: dict[Trial, float] = {}  # when each pack began or last reported
         self._killed: set[str] = set()
@@ -478,7 +232,7 @@ class _Watch(tune.Callback):
 
     def on_step_begin(self, **_info: object) -> None:
         """Leave Ray Tune's loop if a stop is due; kill workers that hang."""
-        if self._driver.should_stop():
+        if self._should_stop():
             raise _StopSearch
         now = time.monotonic()
         for trial, heard in list(self._heard.items()):
@@ -500,6 +254,7 @@ class _Watch(tune.Callback):
         """Watch a pack no longer that is over."""
         self._heard.pop(trial, None)
 
+    @_past_ray
     def on_trial_error(self, trial: Trial, **_info: object) -> None:
         """Tell why a pack lost its worker."""
         self._heard.pop(trial, None)
@@ -509,22 +264,9 @@ class _Watch(tune.Callback):
         else:
             reason = _first_line(error)
         is_memory = isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error)
-        self._driver.end(trial.trial_id, reason, is_memory=is_memory)
+        self._dispatcher.end(trial.trial_id, reason, is_memory=is_memory)
 
 
 def _first_line(error: Exception | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error else []
     return lines[0] if lines else "its worker died"
-
-
-def _chunks(configs: dict[int, Config], size: int) -> list[dict[int, Config]]:
-    items = list(configs.items())
-    return [dict(items[i : i + size]) for i in range(0, len(items), size)]
-
-
-def _spans(numbers: Iterable[int]) -> str:
-    """Write numbers as ranges: 0-31, 40."""
-    ordered = sorted(numbers)
-    starts = [n for i, n in enumerate(ordered) if i == 0 or ordered[i - 1] != n - 1]
-    ends = [n for i, n in enumerate(ordered) if i + 1 == len(ordered) or ordered[i + 1] != n + 1]
-    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in zip(starts, ends, strict=True))

@@ -91,7 +91,7 @@ class Listed:
         ):
             before(dataset)
             with self._opened(dataset) as ledger:
-                from tune_softmax.driver import Job
+                from tune_softmax.dispatcher import Job
 
                 _record_opening(ledger, self.kind)
                 job = Job(

@@ -1,8 +1,9 @@
-"""A Ray of this machine alone, started in a third of the time that `ray.init` takes by itself.
+"""A Ray of this machine alone, started in less time than `ray.init` takes by itself.
 
-Nearly all of that time Ray's own helpers are being imported, on processors that a search needs.
-So what a search does not use is not started. `ray.init` has no options for this; what is replaced
-here for the length of a start is Ray's own, and a Ray that has no such methods starts as it likes.
+Most of that time goes into helpers of Ray's that import what they need, on processors that a
+search needs too. So what a search does not use is not started. `ray.init` has no options for
+this; what is replaced here for the length of a start is Ray's own, and a Ray that has no such
+methods starts as it likes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["start"]
 # The dataset is what the object store holds; Ray asks for at least 75 MB.
 OBJECT_STORE_BYTES = 512 * 2**20
 # A cluster of one machine does not grow, workers' logs are not forwarded, and the API server, with
-# the dashboard off, would report usage statistics alone: a second of processor time each.
+# the dashboard off, would report usage statistics alone; each took a second of processor time.
 SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
 # Ray itself looks once a second whether its node has come up.
 POLL_S = 0.02

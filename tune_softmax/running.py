@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.cluster import Cluster
     from tune_softmax.data import Dataset
-    from tune_softmax.driver import Job
+    from tune_softmax.dispatcher import Job
     from tune_softmax.experiment import Experiment
     from tune_softmax.run_folder import RunFolder
 

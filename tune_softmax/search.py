@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.cluster import Cluster
     from tune_softmax.data import Dataset
-    from tune_softmax.driver import Job
+    from tune_softmax.dispatcher import Job
     from tune_softmax.experiment import Experiment
     from tune_softmax.progress import Snapshot
     from tune_softmax.results import Results
@@ -205,7 +205,7 @@ def _job(  # noqa: PLR0917 - each is what it says
     stop: Stop,
     observe: Callable[[Snapshot], None],
 ) -> Job:
-    from tune_softmax.driver import Job
+    from tune_softmax.dispatcher import Job
     from tune_softmax.study import Study
 
     return Job(
