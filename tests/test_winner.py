@@ -1,9 +1,11 @@
 """What is saved of a confirmed winner."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from run_folders import finished
 from safetensors.numpy import load_file
 
@@ -61,3 +63,15 @@ def test_a_removed_winner_is_saved_anew(saved):
     assert not saved.best.evaluation.exists()
     winner.save(results.load(saved.path), 3, seed=5, data_dir=None)
     assert saved.best.evaluation.read_bytes() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has tf32")
+def test_a_precision_that_is_not_here_is_told(saved, caplog):
+    """A winner that was searched in tf32 trains in float32 without a GPU, and the log says so."""
+    found = results.load(saved.path)
+    model = found.experiment.model.model_copy(update={"precision": "tf32"})
+    experiment = found.experiment.model_copy(update={"model": model})
+    before = saved.best.weights.read_bytes()
+    winner.save(replace(found, experiment=experiment), 3, seed=5, data_dir=None)
+    assert saved.best.weights.read_bytes() == before
+    assert "no GPU here has tf32; the winner trains in float32" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["save"]
 
 MAX_WRONG = 24
+
+logger = logging.getLogger("tune_softmax")
 
 
 def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) -> None:
@@ -68,6 +71,7 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
     precision = experiment.model.precision
     if precision == "tf32" and device == "cpu":  # the search had its GPUs elsewhere
         precision = "float32"
+        logger.warning("model.precision: no GPU here has tf32; the winner trains in float32")
     baseline = replace(config, weight_decay=0.0, l1=0.0, augmentation=0.0)
     configs = {0: config} if baseline == config else {0: config, 1: baseline}
     with small_model_settings():

@@ -347,5 +347,5 @@ def draw_memory(rows: Sequence[Row], path: Path) -> None:
             values = [getattr(sample.memory, role) / 1e6 for sample in samples]
             axes.plot([sample.seconds for sample in samples], values, label=role)
         axes.set(title=row.case.name, xlabel="seconds", ylabel="MB", ylim=(0, None))
-        axes.legend(loc="lower right")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside what it names
     figure.savefig(path, dpi=144)
