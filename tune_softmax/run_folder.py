@@ -25,13 +25,12 @@ from tune_softmax.errors import (
     RunInUseError,
     StorageError,
 )
-from tune_softmax.ledger import Ledger
-from tune_softmax.postgresql import ServerLocation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tune_softmax.experiment import Experiment
+    from tune_softmax.postgresql import ServerLocation
 
 __all__ = ["SEARCH", "BestFolder", "RunFolder", "free_folder"]
 
@@ -94,6 +93,8 @@ class RunFolder:
             return self.path / "run.db"
         except (OSError, ValueError) as error:
             raise DamagedRunError(f"{self._ledger_url}: cannot be read ({error})") from error
+        from tune_softmax.postgresql import ServerLocation
+
         try:
             return ServerLocation.parse(text.strip())
         except ResultsError as error:
@@ -132,6 +133,8 @@ class RunFolder:
             ResultsError: There is no run.
             DamagedRunError: Its ledger cannot be read.
         """
+        from tune_softmax.ledger import Ledger
+
         with closing(Ledger.open(self.ledger)) as ledger:
             return ledger.meta().get("kind", SEARCH)
 
@@ -241,6 +244,8 @@ class RunFolder:
             RunInUseError: Another process writes the run.
             StorageError: The ledger cannot be written.
         """
+        from tune_softmax.ledger import Ledger
+
         with self.writing(), closing(Ledger.open(self.ledger, writable=True)) as ledger:
             ledger.event("test_opened", **detail)
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,15 +60,16 @@ def prepared(
     data_dir: Path | str | None,
     observe: Callable[[Snapshot], None],
 ) -> Iterator[tuple[Dataset, Cluster]]:
-    """Load the dataset while Ray starts, and check that the cluster can run a pack."""
+    """Load the dataset and import while Ray starts; check that the cluster can run a pack."""
 
     def tell(phase: str) -> None:
         observe(Snapshot(phase, experiment.search.num_trials, Counter()))
 
     options = experiment.dataset
-    with connect(address) as connecting:
+    with connect(address) as connecting, ThreadPoolExecutor(max_workers=1) as executor:
         tell("loading the dataset")
-        dataset = load_dataset(
+        loading = executor.submit(
+            load_dataset,
             options.name,
             path=options.path,
             validation=options.validation,
@@ -75,8 +77,10 @@ def prepared(
             split_seed=options.split_seed,
             data_dir=Path(data_dir) if data_dir else None,
         )
+        for slow in ("driver", "study", "ledger"):  # Ray Tune, Optuna, SQLAlchemy
+            importlib.import_module(f"tune_softmax.{slow}")
+        dataset = loading.result()
         _check_batch_size(experiment, len(dataset.train))
-        importlib.import_module("tune_softmax.driver")  # Ray Tune and Optuna, seconds
         tell(f"joining the cluster at {address}" if address else "starting Ray on this machine")
         cluster = connecting.result()
         for number in CAUGHT:  # Ray has put handlers of its own before ours

@@ -1,7 +1,7 @@
 """Search and resume: from an experiment to a run folder with its results.
 
-Ray takes seconds to start, so what it does not need, pandas above all, is imported once it has
-begun to.
+Ray takes seconds to start, so what it does not need, pandas and SQLAlchemy above all, is imported
+once it has begun to.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 from tune_softmax import running
 from tune_softmax.beside import NO_EXTRAS, Extras
 from tune_softmax.errors import ResultsError
-from tune_softmax.ledger import Ledger
-from tune_softmax.postgresql import ServerLocation
 from tune_softmax.run_folder import SEARCH, RunFolder, free_folder
 from tune_softmax.warm_start import Past, from_json, to_json, warmed
 
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from tune_softmax.data import Dataset
     from tune_softmax.dispatcher import Job
     from tune_softmax.experiment import Experiment
+    from tune_softmax.ledger import Ledger
+    from tune_softmax.postgresql import ServerLocation
     from tune_softmax.progress import Snapshot
     from tune_softmax.results import Results
     from tune_softmax.running import Stop
@@ -74,9 +74,7 @@ def search(
         experiment, history = warmed(experiment, _results(warm_start))
     folder = RunFolder(Path(run_dir) if run_dir else free_folder(experiment.name))
     folder.check_free()
-    server = ServerLocation.choose(ledger_url, folder.path.name) if ledger_url else None
-    if server is not None:
-        Ledger.check_reachable(server)
+    server = _reachable(ledger_url, folder) if ledger_url else None
     with (
         running.interruptible() as stop,
         running.prepared(experiment, address, data_dir, observe) as (dataset, cluster),
@@ -92,6 +90,8 @@ def search(
             }
             # Before the ledger: a run that has one must have what a resume reads.
             running.write_description(folder, experiment, dataset)
+            from tune_softmax.ledger import Ledger
+
             ledger = Ledger.create(folder.ledger, meta)
             with closing(ledger), extras.beside(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
@@ -140,6 +140,8 @@ def resume(
     experiment = _extended(folder, recorded, num_trials, time_budget_s)
     if not _num_left(folder, experiment):
         return _results(folder.path)
+    from tune_softmax.ledger import Ledger
+
     with (
         folder.writing(),
         running.logging_to(folder.log),
@@ -167,7 +169,18 @@ def _results(run: Path | str) -> Results:
     return results.load(run)
 
 
+def _reachable(ledger_url: str, folder: RunFolder) -> ServerLocation:
+    from tune_softmax.ledger import Ledger
+    from tune_softmax.postgresql import ServerLocation
+
+    server = ServerLocation.choose(ledger_url, folder.path.name)
+    Ledger.check_reachable(server)
+    return server
+
+
 def _num_left(folder: RunFolder, experiment: Experiment) -> int:
+    from tune_softmax.ledger import Ledger
+
     with closing(Ledger.open(folder.ledger)) as ledger:
         ledger.epochs()  # so that a damaged run is refused before anything is written beside it
         done = sum(trial.state.is_final for trial in ledger.trials())
