@@ -144,7 +144,11 @@ def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa:
         return None
     search = job.experiment.search
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Referee)
+    # Ray starts a worker for an environment of its own, and so leaves the waiting ones to packs.
+    # If one pack's worker began later than the other's, Ray Tune would give the other its packs
+    # too, as long as these are short, end it, and begin anew: of two places one would work.
+    apart = {"env_vars": {"TUNE_SOFTMAX_REFEREE": "1"}}
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=apart)(Referee)
     max_epochs = int(job.experiment.space.largest("num_epochs"))
     referee = actor.remote(job.asha, search.mode, max_epochs, search.seed)
     if curves:

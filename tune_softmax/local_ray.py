@@ -29,6 +29,9 @@ OBJECT_STORE_BYTES = 512 * 2**20
 # A cluster of one machine does not grow, workers' logs are not forwarded, and the API server, with
 # the dashboard off, would report usage statistics alone; each took a second of processor time.
 SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
+# Workers that Ray starts at once are idle until the driver has imported what it needs; Ray would
+# kill them after a second.
+IDLE_MS = 60_000
 # Ray itself looks once a second whether its node has come up.
 POLL_S = 0.02
 REGISTRATION_TIMEOUT_S = 30.0
@@ -47,6 +50,7 @@ def start(folder: Path) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},
             _temp_dir=str(folder),
         )
 
