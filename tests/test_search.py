@@ -368,7 +368,8 @@ def find_worker(mark):
             title = (path / "cmdline").read_bytes()
         except OSError:  # it has just ended, or is not ours
             continue
-        if mark.encode() in environment and b"PackTrainable" in title:
+        # ray::PackTrainable between two calls, ray::ResourceTrainable.train within one.
+        if mark.encode() in environment and b"Trainable" in title:
             return int(path.name)
     return pytest.fail("no worker found")
 
