@@ -792,9 +792,19 @@ def test_reading_experiments_loads_no_heavy_library():
         (Asha(), 1, [4, 16]),
         (Asha(grace_period=2, reduction_factor=3), 0, [2, 6, 18]),
         (Asha(grace_period=30), 0, [30]),
-        (Asha(reduction_factor=1.5), 0, [1, 1, 2, 3, 5, 7, 11, 17, 25]),
+        (Asha(reduction_factor=1.5), 0, [1, 2, 3, 4, 6, 8, 12, 18, 26]),
+        (
+            Asha(grace_period=10, reduction_factor=1.1),
+            0,
+            [*range(10, 12), 13, 14, 15, 17, 18, 20, 22, 24, 26, 29],
+        ),
     ],
 )
 def test_rungs_are_epochs_that_grow_by_the_reduction_factor(asha, bracket, rungs):
     """From the grace period to the most epochs, here 30; a bracket begins one rung later."""
     assert asha.rungs(30, bracket) == rungs
+
+
+def test_a_rung_is_where_it_is_in_exact_numbers():
+    """100 times 1.1 is 110, although floating point makes it a little more."""
+    assert Asha(grace_period=100, reduction_factor=1.1).rungs(120) == [100, 110]

@@ -1,23 +1,27 @@
-"""The referee: Ray Tune's own ASHA over single trials, across all packs.
+"""The referee: ASHA over single trials, across all packs.
 
-Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", algorithm 2 in its
-stopping form. One referee hears every trial at every epoch, whichever pack it trains in; after
-a restart it hears the recorded values again and stands where it stood.
+Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", in its stopping form, as
+Ray Tune's ASHAScheduler has it: a trial that comes to a rung goes on if it is within the best one
+in eta of those that came before it. One referee hears every trial at every epoch, whichever pack
+it trains in; after a restart it hears the recorded values again and stands where it stood.
+
+The rule is written out here, because Ray Tune takes longer to import than a search of small
+trials to train, and this runs in a process of its own.
 """
 
 from __future__ import annotations
 
+from bisect import insort
+from collections import defaultdict
 from dataclasses import dataclass
-from math import e, isfinite
+from math import e, floor, inf, isfinite
 from random import Random
 from typing import TYPE_CHECKING, Any
-
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from tune_softmax.experiment import Asha
 
@@ -37,18 +41,12 @@ class Verdict:
     rung: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Entrant:
-    """As much of a Ray Tune trial as the scheduler looks at."""
-
-    trial_id: str
-
-
 class Referee:
     """ASHA over the trials of one search.
 
-    Brackets are schedulers of their own, and a trial's is drawn from (seed, trial number) with
-    the probabilities that Ray Tune uses, so that it is the same on every retry.
+    Every bracket has rungs of its own, and a trial's bracket is drawn from (seed, trial number)
+    with the probabilities that Ray Tune's ASHAScheduler uses, so that it is the same on every
+    retry.
 
     Args:
         asha: Grace period, reduction factor and brackets.
@@ -59,22 +57,11 @@ class Referee:
 
     def __init__(self, asha: Asha, mode: str, max_epochs: int, seed: int) -> None:
         self._seed = seed
-        self._schedulers: list[ASHAScheduler] = []
-        self._rungs: list[list[int]] = []
-        factor = asha.reduction_factor
-        for s in range(asha.brackets):
-            lowest = asha.grace_period * factor**s
-            self._schedulers.append(
-                ASHAScheduler(
-                    time_attr="epoch",
-                    metric="value",
-                    mode=mode,
-                    max_t=max_epochs,
-                    grace_period=lowest,
-                    reduction_factor=factor,
-                )
-            )
-            self._rungs.append(asha.rungs(max_epochs, s))
+        self._sign = 1 if mode == "min" else -1
+        self._factor = asha.reduction_factor
+        self._rungs = [asha.rungs(max_epochs, bracket) for bracket in range(asha.brackets)]
+        # Values of those that came to each rung, by (bracket, epoch), the best one first.
+        self._reached: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         self._brackets: dict[int, int] = {}
         self._heard: dict[int, int] = {}  # last epoch heard, by trial
         self._stopped: dict[int, int] = {}  # epoch of the stop, by trial
@@ -123,21 +110,29 @@ class Referee:
 
     def _verdict(self, number: int, epoch: int, value: float, is_final: bool) -> Verdict:  # noqa: FBT001
         bracket = self._bracket(number)
+        rungs = [rung for rung in self._rungs[bracket] if rung <= epoch]
         if epoch > self._heard.get(number, 0):
             self._heard[number] = epoch
-            result = {"epoch": epoch, "value": value}
-            action = self._schedulers[bracket].on_trial_result(None, _Entrant(str(number)), result)
-            if action == TrialScheduler.STOP and not is_final:
-                self._stopped[number] = epoch
-        reached = [rung for rung in self._rungs[bracket] if rung <= epoch]
-        return Verdict(self._stopped.get(number) == epoch, reached[-1] if reached else None)
+            if epoch in rungs:
+                reached = self._reached[bracket, epoch]
+                if self._sign * value > self._cutoff(reached) and not is_final:
+                    self._stopped[number] = epoch
+                insort(reached, self._sign * value)
+        return Verdict(self._stopped.get(number) == epoch, rungs[-1] if rungs else None)
+
+    def _cutoff(self, reached: Sequence[float]) -> float:
+        """Return the 1/eta quantile, interpolated between two values; of none, infinity."""
+        if not reached:
+            return inf
+        position = (len(reached) - 1) / self._factor
+        below = floor(position)
+        above = min(below + 1, len(reached) - 1)
+        return reached[below] + (reached[above] - reached[below]) * (position - below)
 
     def _bracket(self, number: int) -> int:
         if number not in self._brackets:
             largest = max(map(len, self._rungs))
             weights = [e ** (len(rungs) - largest) for rungs in self._rungs]
             draw = Random(derive_seed(self._seed, "bracket", number))  # noqa: S311
-            (bracket,) = draw.choices(range(len(weights)), weights)
-            self._schedulers[bracket].on_trial_add(None, _Entrant(str(number)))
-            self._brackets[number] = bracket
+            (self._brackets[number],) = draw.choices(range(len(weights)), weights)
         return self._brackets[number]

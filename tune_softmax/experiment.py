@@ -158,10 +158,15 @@ class Asha(Frozen):
     )
 
     def rungs(self, max_epochs: int, bracket: int = 0) -> list[int]:
-        """Return the epochs at which trials of a bracket are compared, ascending."""
+        """Return the epochs at which trials of a bracket are compared, ascending.
+
+        Rung k is at the first epoch from grace_period * reduction_factor ** (bracket + k) on.
+        """
         lowest = self.grace_period * self.reduction_factor**bracket
         count = int(math.log(max_epochs / lowest) / math.log(self.reduction_factor) + 1)
-        return [int(lowest * self.reduction_factor**k) for k in range(count)]
+        exact = (lowest * self.reduction_factor**k for k in range(count))
+        # 100 * 1.1 is a little more than 110 in floating point.
+        return list(dict.fromkeys(math.ceil(round(epochs, 9)) for epochs in exact))
 
 
 def _read_asha(value: object) -> object:
@@ -536,7 +541,7 @@ def _asha_conflicts(asha: Asha, epochs: int) -> Iterator[tuple[KeyPath, str]]:
         text = f"must be <= the most epochs of the space, {epochs}, got {asha.grace_period}"
         yield ("search", "asha", "grace_period"), text
         return
-    # Bracket s = 0, 1, ... of Ray Tune's ASHAScheduler has int(rungs - s) rungs.
+    # Bracket s = 0, 1, ... has int(rungs - s) rungs, some perhaps at one and the same epoch.
     rungs = math.log(epochs / asha.grace_period) / math.log(asha.reduction_factor) + 1
     if rungs > _MAX_RUNGS:
         text = f"must give at most {_MAX_RUNGS:,} rungs, got {int(rungs):,}; make it larger"
