@@ -79,8 +79,10 @@ ORDER = [
     "study_file",
     "tracking",
     "asha",
+    "idle_agent",
     "local_ray",
     "cluster",
+    "lean_tune",
     "worker",
     "dispatcher",
     "driver",
@@ -239,7 +241,7 @@ def test_the_two_ways_to_train_do_not_know_each_other():
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("ray", {"driver", "worker", "asha", "local_ray", "cluster", "bench.probes"}),
+        ("ray", {"driver", "worker", "lean_tune", "local_ray", "cluster", "bench.probes"}),
         ("optuna", {"sampler_view", "study", "study_file", "report.figures.hyperparameters"}),
     ],
 )
@@ -370,7 +372,8 @@ LISTED_FROM_ELSEWHERE = {
     "experiment": {
         *("Choice", "Domain", "IntRange", "LogUniform", "Space", "Uniform", "Value"),
         "RemedyOptions",
-    }
+    },
+    "lean_tune": {"tune"},
 }
 
 

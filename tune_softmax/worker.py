@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import tune
 
 from tune_softmax.arrays import ArrayData
+from tune_softmax.lean_tune import tune
 from tune_softmax.metrics import FinalTest, Report, State
 
 if TYPE_CHECKING:
