@@ -1,5 +1,6 @@
 """Joining a Ray cluster: a real head on this machine, with token authentication."""
 
+import json
 import os
 import re
 import secrets
@@ -52,7 +53,10 @@ def test_a_node_runs_as_many_packs_as_fit(resources, fit):
 @pytest.mark.parametrize("address", ["somewhere", "10.0.0.5", ":6379x", "10.0.0.5:port"])
 def test_an_address_of_the_wrong_form_is_refused(address):
     """HOST:PORT, or a message that says so."""
-    with connect(address) as connecting, pytest.raises(ClusterError, match="HOST:PORT"):
+    with (
+        connect(address, Resources()) as connecting,
+        pytest.raises(ClusterError, match="HOST:PORT"),
+    ):
         connecting.result()
 
 
@@ -62,7 +66,7 @@ def test_an_address_where_nothing_listens_is_refused():
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
         with (
-            connect(address) as connecting,
+            connect(address, Resources()) as connecting,
             pytest.raises(ClusterError, match=r"no Ray cluster answers there.*ray start --head"),
         ):
             connecting.result()
@@ -108,18 +112,19 @@ def test_folders_of_dead_processes_are_removed(tmp_path, monkeypatch):
     other = tmp_path / "tune-softmax-notes"
     for folder in (left, mine, other):
         folder.mkdir()
-    with connect("nowhere"):
+    with connect("nowhere", Resources()):
         pass
     assert not left.exists()
     assert mine.exists()
     assert other.exists()
 
 
-IN_A_WORKER_THAT_IS_THERE = """
-import os, subprocess
+LOCAL = """
+import json, os, subprocess, sys, time
 import ray
 from ray.tune.execution import class_cache
 from tune_softmax.cluster import connect, in_running_workers
+from tune_softmax.experiment import Resources
 
 class Trainable:
     process = lambda self: os.getpid()
@@ -129,31 +134,60 @@ def children(process):
     output = subprocess.run(command, capture_output=True, text=True).stdout
     return dict(line.split(maxsplit=1) for line in output.splitlines())
 
-with connect(None) as connecting:
-    connecting.result()
+with connect(None, Resources(max_concurrent_packs=1)) as connecting:
+    (node,) = connecting.result().nodes()
     started = children(os.getpid())
-    for name in ("gcs_server", "dashboard.py", "monitor.py"):
-        print(any(name in command for command in started.values()))
     (raylet,) = [number for number, command in started.items() if "/raylet " in command]
-    there = {number for number, command in children(raylet).items() if "IDLE" in command}
+    of_node = children(raylet)
+    idle = {number for number, command in of_node.items() if "ray::IDLE" in command}
     kept = dict(class_cache.DEFAULT_ENV_VARS)
     with in_running_workers():
         actor = class_cache._ActorClassCache().get(Trainable).remote()
-        print(str(ray.get(actor.process.remote())) in there)
-    print(len(kept) > 0 and kept == class_cache.DEFAULT_ENV_VARS)
+        process = ray.get(actor.process.remote())
+    print(json.dumps({
+        "helpers": [command.split()[0] for command in started.values()],
+        "workers": len(idle),
+        "cpus": node.num_cpus,
+        "others": sorted(set(of_node.values()) - {of_node[number] for number in idle}),
+        "is_there": str(process) in idle,
+        "is_restored": len(kept) > 0 and kept == class_cache.DEFAULT_ENV_VARS,
+        "environment": ray.get_runtime_context().runtime_env,
+    }))
+for _ in range(100):
+    left = [number for number in of_node if os.path.exists(f"/proc/{number}")]
+    if not left:
+        break
+    time.sleep(0.1)
+sys.exit(len(left))
 """
 
 
-def test_a_trial_runs_in_a_worker_that_is_there():
-    """A local cluster has no API server, and Ray Tune's actor starts no process of its own."""
+def test_a_local_cluster_is_no_more_than_a_search_needs():
+    """Ray's two servers and one worker more than packs; nothing of it is left at the end.
+
+    Agents have stand-ins, and Ray Tune's actors start no process of their own. A hook or a job of
+    another cluster that asks for a runtime environment is not heard, for nobody could make it.
+    """
+    foreign = {
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": {"A": "1"}}}),
+        "RAY_RUNTIME_ENV_HOOK": "no_such_module.hook",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", IN_A_WORKER_THAT_IS_THERE],
+        [sys.executable, "-c", LOCAL],
+        env=os.environ | foreign,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["True", "False", "False", "True", "True"]
+    found = json.loads(done.stdout)
+    assert sorted(Path(name).name for name in found["helpers"]) == ["gcs_server", "ps", "raylet"]
+    assert found["workers"] == 2
+    (stand_in,) = found["others"]
+    assert stand_in.endswith("idle_agent.py")
+    assert found["is_there"]
+    assert found["is_restored"]
+    assert not found["environment"]
 
 
 @pytest.fixture(scope="module")

@@ -115,15 +115,17 @@ class Cluster:
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[Future[Cluster]]:
+def connect(address: str | None, resources: Resources) -> Iterator[Future[Cluster]]:
     """Connect to a Ray cluster for as long as the context lasts.
 
     Connecting takes seconds of waiting, so it goes on in the background; ask for its result. If
     the cluster's head goes away for good, this process ends with ClusterLostError's exit code.
+    What was frozen by `gc.freeze` is thawed at the end.
 
     Args:
         address: HOST:PORT of a cluster's head; None starts a local cluster of our own, whatever
             other Ray runs on this machine or is named in the environment.
+        resources: What a pack takes, for as many workers to be started at once.
 
     Yields:
         The cluster to be; its `result()` raises ClusterError where there is no cluster at the
@@ -137,7 +139,7 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     is_over = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        connecting = executor.submit(_connect, address, folder, is_over)
+        connecting = executor.submit(_connect, address, folder, resources, is_over)
         try:
             yield connecting
         finally:
@@ -147,6 +149,7 @@ def connect(address: str | None) -> Iterator[Future[Cluster]]:
             # likes, by the display's thread too, and touching Ray while it shuts down ends the
             # process.
             gc.collect()
+            gc.unfreeze()
             gc.disable()
             ray.shutdown()
             gc.enable()
@@ -172,9 +175,15 @@ def in_running_workers() -> Iterator[None]:
         variables |= kept
 
 
-def _connect(address: str | None, folder: Path, is_over: threading.Event) -> Cluster:
+def _connect(
+    address: str | None, folder: Path, resources: Resources, is_over: threading.Event
+) -> Cluster:
+    def count_workers(num_cpus: int) -> int:
+        num_packs = num_cpus // resources.cpus_per_pack
+        return min(num_packs, resources.max_concurrent_packs or num_packs) + 1  # the referee's
+
     if address is None:
-        local_ray.start(folder)
+        local_ray.start(folder, count_workers)
     else:
         _join(address)
     head = ray.get_runtime_context().gcs_address

@@ -11,16 +11,23 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import subprocess
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import ray
+from ray import _raylet
+from ray._private import ray_constants, services
 from ray._private.node import Node
+
+from tune_softmax import idle_agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 __all__ = ["start"]
 
@@ -29,56 +36,115 @@ OBJECT_STORE_BYTES = 512 * 2**20
 # A cluster of one machine does not grow, workers' logs are not forwarded, and the API server, with
 # the dashboard off, would report usage statistics alone; each took a second of processor time.
 SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
-# Workers that Ray starts at once are idle until the driver has imported what it needs; Ray would
-# kill them after a second.
-IDLE_MS = 60_000
+# Two agents are part of every node: one exports metrics and takes jobs, the other makes runtime
+# environments. A search uses neither, but each takes a second of processor time to start, and the
+# node waits for both, for their ports to be exact.
+AGENTS = ("--dashboard_agent_command", "--runtime_env_agent_command")
+AGENT_PORTS = (
+    "DASHBOARD_AGENT_LISTEN_PORT_NAME",
+    "METRICS_AGENT_PORT_NAME",
+    "METRICS_EXPORT_PORT_NAME",
+    "RUNTIME_ENV_AGENT_PORT_NAME",
+)
+NO_PORT = 1  # where nobody listens
+# What would have Ray make an environment for workers, which are of this very installation.
+ENVIRONMENT_MAKERS = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+# How many workers a node starts at once, and before anybody has asked for them.
+WORKER_COUNTS = ("--maximum_startup_concurrency", "--num_prestart_python_workers")
+SYSTEM_CONFIG = {
+    # Such workers are idle until the driver has imported what it needs; Ray would kill them after
+    # a second.
+    "idle_worker_killing_time_threshold_ms": 60_000,
+    # A node connects to its own object store, which may not listen yet; Ray tries once a second,
+    # ten times.
+    "raylet_client_connect_timeout_milliseconds": 20,
+    "raylet_client_num_connect_attempts": 500,
+}
 # Ray itself looks once a second whether its node has come up.
 POLL_S = 0.02
 REGISTRATION_TIMEOUT_S = 30.0
 
 
-def start(folder: Path) -> None:
-    """Start a cluster that nobody else can find or enter, below a folder, and connect to it."""
+def start(folder: Path, count_workers: Callable[[int], int]) -> None:
+    """Start a cluster that nobody else can find or enter, below a folder, and connect to it.
+
+    It cannot make runtime environments: its workers are of this installation.
+
+    Args:
+        folder: Where Ray may write.
+        count_workers: Says, given a number of CPUs, how many workers will be needed at once; Ray
+            would start one for each CPU.
+    """
     # Ray turns token authentication on by itself where no mode is set; a token in this process's
     # environment reaches its children, and needs no file in a home that may be read-only.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _sparingly():
+    with _sparingly(count_workers):
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _system_config={"idle_worker_killing_time_threshold_ms": IDLE_MS},
+            _system_config=SYSTEM_CONFIG,
             _temp_dir=str(folder),
         )
 
 
 @contextmanager
-def _sparingly() -> Iterator[None]:
+def _sparingly(count_workers: Callable[[int], int]) -> Iterator[None]:
     """Replace what is not needed, or slow, of how Ray starts a node."""
-    replaced: dict[str, Callable[..., None]] = dict.fromkeys(SPARED, _start_nothing)
     start_processes = getattr(Node, "start_ray_processes", None)
+    start_process = getattr(services, "start_ray_process", None)
 
     def start_and_wait(node: Node) -> None:
         assert start_processes is not None
         start_processes(node)
         _wait_until_registered(node)
 
-    replaced["start_ray_processes"] = start_and_wait
-    kept = {name: getattr(Node, name) for name in replaced if hasattr(Node, name)}
-    for name in kept:
-        setattr(Node, name, replaced[name])
-    try:
+    def start_raylet_alone(command: list[str], kind: str, **options: object) -> object:
+        assert start_process is not None
+        if kind == ray_constants.PROCESS_TYPE_RAYLET:
+            command = _alone(command, count_workers)
+        return start_process(command, kind, **options)
+
+    replaced: list[tuple[object, str, object]] = [
+        (Node, "start_ray_processes", start_and_wait),
+        (services, "start_ray_process", start_raylet_alone),
+        # `uv run` would have it make an environment like the one that it runs in.
+        (ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False),
+        *((Node, name, _start_nothing) for name in SPARED),
+    ]
+    with ExitStack() as stack:
+        for name in ENVIRONMENT_MAKERS:
+            if name in os.environ:
+                stack.callback(os.environ.__setitem__, name, os.environ.pop(name))
+        for owner, name, replacement in replaced:
+            if hasattr(owner, name):
+                stack.enter_context(patch.object(owner, name, replacement))
         yield
-    finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
 
 
 def _start_nothing(node: Node, **_options: object) -> None:
     node._webui_url = ""  # noqa: SLF001 - what the API server would have told
+
+
+def _alone(command: list[str], count_workers: Callable[[int], int]) -> list[str]:
+    """Return a raylet's command without agents, and with as many workers as are needed."""
+    options = dict(part.split("=", 1) for part in command if "=" in part)
+    names = [getattr(_raylet, name, None) for name in AGENT_PORTS]
+    if None not in names and hasattr(_raylet, "persist_port") and options.keys() >= set(AGENTS):
+        stand_in = [sys.executable, "-I", "-S", str(Path(idle_agent.__file__))]
+        options |= dict.fromkeys(AGENTS, subprocess.list2cmdline(stand_in))
+        for name in names:
+            _raylet.persist_port(options["--session_dir"], options["--node_id"], name, NO_PORT)
+    for name in WORKER_COUNTS:
+        if name in options:
+            options[name] = str(count_workers(int(options[name])))
+    return [
+        f"{name}={options[name]}" if (name := part.partition("=")[0]) in options else part
+        for part in command
+    ]
 
 
 def _wait_until_registered(node: Any) -> None:  # noqa: ANN401 - of Ray's private types

@@ -10,9 +10,10 @@ import time
 from typing import Any
 
 import ray
-from ray import tune
 
 from tune_softmax.cluster import connect
+from tune_softmax.experiment import Resources
+from tune_softmax.lean_tune import tune
 
 __all__ = ["main"]
 
@@ -49,7 +50,7 @@ def main() -> None:
     """Measure and print."""
     parts = {}
     started = time.perf_counter()
-    with connect(None) as connecting:
+    with connect(None, Resources()) as connecting:
         cluster = connecting.result()
         parts["Ray: start"] = _lap(started)
         started = time.perf_counter()
