@@ -80,7 +80,6 @@ class Dispatcher:
         pack_size: Trials of a new pack, at most.
         parks_at: A pack that is down to so many trials on a rung parks them.
         curves: The metric after each epoch, by trial number.
-        is_finished: Whether nothing is left to hand out, nor can be again.
     """
 
     def __init__(self, job: Job) -> None:
@@ -105,7 +104,6 @@ class Dispatcher:
         self._num_epochs = sum(map(len, self.curves.values()))
         self._best: tuple[int, float] | None = None
         self._remark = ""
-        self.is_finished = False
         self.pack_size = self._auto_pack_size()
         self.parks_at = self.pack_size // PARK_FRACTION if job.asha else 0
         for _, kind, detail in ledger.events():
@@ -130,6 +128,14 @@ class Dispatcher:
         done = sum(state.is_final for state in self._states.values())
         return done, self._agenda.num_trials
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every trial of the agenda is in a final state, and its pack over."""
+        if self._live:
+            return False
+        done, total = self.progress
+        return done == total
+
     def _auto_pack_size(self) -> int:
         asked = self._experiment.search.pack_size
         if asked != "auto":
@@ -145,7 +151,7 @@ class Dispatcher:
         return self._agenda.task(number, config).view
 
     def next_pack(self, ray_id: str) -> PackTask | None:
-        """Hand out the next pack; None where there is none for now, or none at all.
+        """Hand out the next pack; None where there is none for now.
 
         Args:
             ray_id: What Ray Tune calls the pack, for `take` and `end`.
@@ -154,8 +160,6 @@ class Dispatcher:
             return None
         epoch, configs = self._next_trials()
         if not configs:
-            # A pack that still runs may lose its worker and come back.
-            self.is_finished = not self._live
             return None
         pack = self._next_pack
         self._next_pack += 1
@@ -176,7 +180,9 @@ class Dispatcher:
 
         Lost packs come first, then parked trials, those of the rung where most wait, then new
         ones. Parked ones do not wait longer than for a place: until a long trial has ended, the
-        sampler takes short ones for the best there are, and asks for more of them.
+        sampler takes short ones for the best there are, and asks for more of them. Once all
+        trials have been handed out, a place takes its share of those that wait, for the others
+        will be free as well.
         """
         if self._again:
             return 0, self._again.popleft()
@@ -184,7 +190,9 @@ class Dispatcher:
             return 0, self._agenda.ask(self.pack_size, self.curves)
         epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch))
         waiting = self._parked[epoch]
-        numbers = sorted(waiting)[: self.pack_size]
+        is_last = len(self._states) == self._agenda.num_trials
+        share = -(-len(waiting) // self.num_places) if is_last else self.pack_size
+        numbers = sorted(waiting)[: min(share, self.pack_size)]
         return epoch, {number: waiting.pop(number) for number in numbers}
 
     def take(self, ray_id: str, result: PackResult) -> None:

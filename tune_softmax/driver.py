@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ray
-from ray import tune
 from ray.exceptions import OutOfMemoryError
-from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_softmax.asha import Referee
 from tune_softmax.cluster import in_running_workers
 from tune_softmax.dispatcher import Dispatcher
 from tune_softmax.errors import TuneSoftmaxError
+from tune_softmax.lean_tune import tune, without_ray_data
 from tune_softmax.worker import PackTrainable, Settings
 
 if TYPE_CHECKING:
@@ -63,16 +62,20 @@ def drive(job: Job) -> Outcome:
     was_stopped = False
     try:
         _tune(job, dispatcher)
-    except _StopSearch:
+    except _Leave:
         dispatcher.release()
-        was_stopped = True
+        was_stopped = not dispatcher.is_done
     except _Broken as broken:
         raise broken.error from broken.error.__cause__
     return Outcome(*dispatcher.progress, was_stopped)
 
 
-class _StopSearch(BaseException):
-    """Leaves Ray Tune's loop at once: `Exception` would make it wait for busy workers."""
+class _Leave(BaseException):
+    """Leaves Ray Tune's loop at once.
+
+    `Exception` would make it wait for busy workers. Its own way out takes a second: it waits for
+    idle ones too, and saves a state that nobody reads.
+    """
 
 
 class _Broken(BaseException):
@@ -121,7 +124,7 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_PackSearcher(dispatcher),
-            num_samples=-1,  # the searcher says when it is finished
+            num_samples=-1,  # `_Watch` ends the loop
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"pack-{trial.config['task'].pack}",
         ),
@@ -135,7 +138,7 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
             callbacks=[_Watch(dispatcher, job.should_stop, experiment.resources.report_timeout_s)],
         ),
     )
-    with in_running_workers():
+    with in_running_workers(), without_ray_data():
         tuner.fit()
 
 
@@ -144,10 +147,11 @@ def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa:
         return None
     search = job.experiment.search
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Ray starts a worker for an environment of its own, and so leaves the waiting ones to packs.
-    # If one pack's worker began later than the other's, Ray Tune would give the other its packs
-    # too, as long as these are short, end it, and begin anew: of two places one would work.
-    apart = {"env_vars": {"TUNE_SOFTMAX_REFEREE": "1"}}
+    # On a cluster of others Ray starts a worker for an environment of its own, and so leaves the
+    # waiting ones to packs; a local one starts a worker more. If one pack's worker began later
+    # than the other's, Ray Tune would give the other its packs too, as long as these are short,
+    # end it, and begin anew: of two places one would work.
+    apart = {"env_vars": {"TUNE_SOFTMAX_REFEREE": "1"}} if job.cluster.address else None
     actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=apart)(Referee)
     max_epochs = int(job.experiment.space.largest("num_epochs"))
     referee = actor.remote(job.asha, search.mode, max_epochs, search.seed)
@@ -157,7 +161,7 @@ def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa:
     return referee
 
 
-class _PackSearcher(Searcher):
+class _PackSearcher(tune.search.Searcher):
     """Ray Tune's view of the search: every suggestion is a pack."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -173,12 +177,10 @@ class _PackSearcher(Searcher):
         return True
 
     @_past_ray
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Give Ray Tune the next pack, nothing for now, or word that all is done."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Give Ray Tune the next pack, or nothing for now; `_Watch` sees that all is done."""
         task = self._dispatcher.next_pack(trial_id)
-        if task is not None:
-            return {"task": task}
-        return Searcher.FINISHED if self._dispatcher.is_finished else None
+        return None if task is None else {"task": task}
 
     @_past_ray
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -207,7 +209,7 @@ class _PackSearcher(Searcher):
 
 
 class _Watch(tune.Callback):
-    """Looks, between Ray Tune's events, whether to stop, and whether every pack still reports.
+    """Looks, between Ray Tune's events, whether to leave, and whether every pack still reports.
 
     Args:
         dispatcher: Who is told.
@@ -235,9 +237,9 @@ class _Watch(tune.Callback):
             signal.signal(signal.SIGUSR1, self._on_warning)
 
     def on_step_begin(self, **_info: object) -> None:
-        """Leave Ray Tune's loop if a stop is due; kill workers that hang."""
-        if self._should_stop():
-            raise _StopSearch
+        """Leave Ray Tune's loop if all is done or a stop is due; kill workers that hang."""
+        if self._dispatcher.is_done or self._should_stop():
+            raise _Leave
         now = time.monotonic()
         for trial, heard in list(self._heard.items()):
             actor = trial.temporary_state.ray_actor

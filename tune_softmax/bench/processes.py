@@ -132,7 +132,7 @@ class Child:
 
 def our_command(*arguments: str) -> list[str]:
     """Return the command that runs our command line in a process of its own."""
-    return [sys.executable, "-c", "from tune_softmax.cli import main; main()", *arguments]
+    return [sys.executable, "-c", "from tune_softmax.cli import program; program()", *arguments]
 
 
 @contextmanager
