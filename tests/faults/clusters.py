@@ -151,7 +151,7 @@ def joined(run, num_nodes):
 @scenario("3 killed, 1 frozen", "their packs go on elsewhere; no trial lost, none final run again")
 def nodes_killed_and_frozen(folder):
     """Three nodes; the one that trains is killed three times and replaced, then one freezes."""
-    experiment = digits(folder, trials=200, pack=10, places=2)
+    experiment = digits(folder, trials=300, pack=10, places=2)
     run = Run(folder / "run", {"epoch_s": 0.3})
     with joined(run, 3) as cluster:
         run.search(experiment, "--address", cluster.address)
@@ -168,10 +168,10 @@ def nodes_killed_and_frozen(folder):
         _await_next(run)
         frozen.signal(signal.SIGCONT)
         run.finish()
-    Oracle(run).complete(200, besides=thawed)
+    Oracle(run).complete(300, besides=thawed)
     num_died = len(events(run, "worker_died"))
     assert num_died >= 4, num_died
-    return f"{num_died} packs lost a worker, 200 of 200 trials; the frozen node thawed in vain"
+    return f"{num_died} packs lost a worker, 300 of 300 trials; the frozen node thawed in vain"
 
 
 def _await_next(run):
