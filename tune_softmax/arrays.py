@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
     from tune_softmax.data import Dataset, Split
 
-__all__ = ["ArrayData", "ArrayImages", "to_arrays"]
+__all__ = ["ArrayData", "ArrayImages", "TrainingData", "to_arrays"]
 
 
 FLOAT32 = np.dtype(np.float32)
+
+
+_Images = TypeVar("_Images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
-class ArrayData:
+class TrainingData(Generic[_Images]):
     """What training sees: the training and validation splits, and nothing of the test set.
 
     Attributes:
@@ -45,20 +48,29 @@ class ArrayData:
         image_shape: (H, W), with H * W = D.
         num_classes: C.
         pixel_max: The pixel value that becomes 1.0.
-        real: The type of number to train in, float32 or float64.
     """
 
-    train: ArrayImages
-    validation: ArrayImages
+    train: _Images
+    validation: _Images
     image_shape: tuple[int, int]
     num_classes: int
     pixel_max: int
-    real: np.dtype[Any] = FLOAT32
 
     @property
     def num_features(self) -> int:
         """D, the number of pixels of an image."""
         return prod(self.image_shape)
+
+
+@dataclass(frozen=True)
+class ArrayData(TrainingData[ArrayImages]):
+    """Both splits as arrays.
+
+    Attributes:
+        real: The type of number to train in, float32 or float64.
+    """
+
+    real: np.dtype[Any] = FLOAT32
 
 
 def to_arrays(dataset: Dataset) -> ArrayData:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from tune_softmax.arrays import ArrayData, ArrayImages
+from tune_softmax.arrays import ArrayData, ArrayImages, TrainingData
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,27 +40,8 @@ class Images:
 
 
 @dataclass(frozen=True)
-class TensorData:
-    """What training sees: the training and validation splits, and nothing of the test set.
-
-    Attributes:
-        train: Images to fit.
-        validation: Images to choose by.
-        image_shape: (H, W), with H * W = D.
-        num_classes: C.
-        pixel_max: The pixel value that becomes 1.0.
-    """
-
-    train: Images
-    validation: Images
-    image_shape: tuple[int, int]
-    num_classes: int
-    pixel_max: int
-
-    @property
-    def num_features(self) -> int:
-        """D, the number of pixels of an image."""
-        return prod(self.image_shape)
+class TensorData(TrainingData[Images]):
+    """Both splits as tensors, and what is made of them once."""
 
     @cached_property
     def train_inputs(self) -> Tensor:
