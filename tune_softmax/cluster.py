@@ -178,8 +178,8 @@ def in_running_workers() -> Iterator[None]:
 def _connect(
     address: str | None, folder: Path, resources: Resources, is_over: threading.Event
 ) -> Cluster:
-    def count_workers(num_cpus: int) -> int:
-        num_packs = num_cpus // resources.cpus_per_pack
+    def count_workers(num_cpus: float, num_gpus: float) -> int:
+        num_packs = Node("here", num_cpus, num_gpus).num_packs(resources)
         return min(num_packs, resources.max_concurrent_packs or num_packs) + 1  # the referee's
 
     if address is None:

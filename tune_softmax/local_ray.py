@@ -65,15 +65,15 @@ POLL_S = 0.02
 REGISTRATION_TIMEOUT_S = 30.0
 
 
-def start(folder: Path, count_workers: Callable[[int], int]) -> None:
+def start(folder: Path, count_workers: Callable[[float, float], int]) -> None:
     """Start a cluster that nobody else can find or enter, below a folder, and connect to it.
 
     It cannot make runtime environments: its workers are of this installation.
 
     Args:
         folder: Where Ray may write.
-        count_workers: Says, given a number of CPUs, how many workers will be needed at once; Ray
-            would start one for each CPU.
+        count_workers: Says, given the numbers of CPUs and GPUs, how many workers will be needed
+            at once; Ray would start one for each CPU.
     """
     # Ray turns token authentication on by itself where no mode is set; a token in this process's
     # environment reaches its children, and needs no file in a home that may be read-only.
@@ -92,7 +92,7 @@ def start(folder: Path, count_workers: Callable[[int], int]) -> None:
 
 
 @contextmanager
-def _sparingly(count_workers: Callable[[int], int]) -> Iterator[None]:
+def _sparingly(count_workers: Callable[[float, float], int]) -> Iterator[None]:
     """Replace what is not needed, or slow, of how Ray starts a node."""
     start_processes = getattr(Node, "start_ray_processes", None)
     start_process = getattr(services, "start_ray_process", None)
@@ -129,7 +129,7 @@ def _start_nothing(node: Node, **_options: object) -> None:
     node._webui_url = ""  # noqa: SLF001 - what the API server would have told
 
 
-def _alone(command: list[str], count_workers: Callable[[int], int]) -> list[str]:
+def _alone(command: list[str], count_workers: Callable[[float, float], int]) -> list[str]:
     """Return a raylet's command without agents, and with as many workers as are needed."""
     options = dict(part.split("=", 1) for part in command if "=" in part)
     names = [getattr(_raylet, name, None) for name in AGENT_PORTS]
@@ -138,9 +138,11 @@ def _alone(command: list[str], count_workers: Callable[[int], int]) -> list[str]
         options |= dict.fromkeys(AGENTS, subprocess.list2cmdline(stand_in))
         for name in names:
             _raylet.persist_port(options["--session_dir"], options["--node_id"], name, NO_PORT)
-    for name in WORKER_COUNTS:
-        if name in options:
-            options[name] = str(count_workers(int(options[name])))
+    listed = options.get("--static_resource_list", "").split(",")  # name, number, name, number
+    if "CPU" in listed and options.keys() >= set(WORKER_COUNTS):
+        numbers = dict(zip(listed[::2], listed[1::2], strict=True))
+        num_workers = count_workers(float(numbers["CPU"]), float(numbers.get("GPU", 0)))
+        options |= dict.fromkeys(WORKER_COUNTS, str(num_workers))
     return [
         f"{name}={options[name]}" if (name := part.partition("=")[0]) in options else part
         for part in command
