@@ -347,17 +347,27 @@ def test_a_killed_worker_costs_an_attempt_and_no_trial(tmp_path):
         env=os.environ | {"TUNE_SOFTMAX_TEST": str(tmp_path)},
     )
     wait_for_trials(folder, 20)
-    victim = find_worker(str(tmp_path))
-    os.kill(victim, signal.SIGKILL)
+    kill_while_it_trains(folder, str(tmp_path))
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "300 of 300 trials done" in output
     found = results.load(folder)
     assert list(found.trials["number"]) == list(range(300))
     assert found.count(State.COMPLETE, State.PRUNED) == 300
-    assert found.trials["attempts"].max() <= 2
-    with closing(Ledger.open(folder / "run.db")) as ledger:
-        assert "worker_died" in [kind for _, kind, _ in ledger.events()]
+    assert found.trials["attempts"].max() == 2
+
+
+def kill_while_it_trains(folder, mark, num_tries=5, timeout_s=5.0):
+    """Kill a worker, and another where that one had just ended its pack and lost nothing."""
+    for _ in range(num_tries):
+        os.kill(find_worker(mark), signal.SIGKILL)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with closing(Ledger.open(folder / "run.db")) as ledger:
+                if "worker_died" in [kind for _, kind, _ in ledger.events()]:
+                    return
+            time.sleep(0.1)
+    pytest.fail(f"{num_tries} workers were killed, and none of them trained")
 
 
 def find_worker(mark):
