@@ -162,7 +162,8 @@ def in_running_workers() -> Iterator[None]:
     """Let Ray Tune's trials, as long as the context lasts, run in workers that Ray has started.
 
     It asks for workers of their own, with a variable set that keeps PyTorch Lightning from
-    forking; there is none here, and every worker takes a second of processor time to start.
+    forking; there is none here, and every worker takes a second of processor time to start. A
+    local cluster could not make them at all.
     """
     from ray.tune.execution import class_cache
 

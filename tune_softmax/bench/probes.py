@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from tune_softmax.cluster import connect
+from tune_softmax.cluster import connect, in_running_workers
 from tune_softmax.experiment import Resources
 from tune_softmax.lean_tune import tune
 
@@ -81,7 +81,8 @@ def _time_reports(folder: str) -> float:
             verbose=0,
         ),
     )
-    seconds: float = tuner.fit()[0].metrics["seconds"]
+    with in_running_workers():
+        seconds: float = tuner.fit()[0].metrics["seconds"]
     return seconds / NUM_REPORTS
 
 
