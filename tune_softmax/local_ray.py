@@ -17,7 +17,6 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import ray
 from ray import _raylet
@@ -38,7 +37,7 @@ OBJECT_STORE_BYTES = 512 * 2**20
 SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
 # Two agents are part of every node: one exports metrics and takes jobs, the other makes runtime
 # environments. A search uses neither, but each takes a second of processor time to start, and the
-# node waits for both, for their ports to be exact.
+# node waits until both have written their ports down.
 AGENTS = ("--dashboard_agent_command", "--runtime_env_agent_command")
 AGENT_PORTS = (
     "DASHBOARD_AGENT_LISTEN_PORT_NAME",
@@ -121,7 +120,8 @@ def _sparingly(count_workers: Callable[[float, float], int]) -> Iterator[None]:
                 stack.callback(os.environ.__setitem__, name, os.environ.pop(name))
         for owner, name, replacement in replaced:
             if hasattr(owner, name):
-                stack.enter_context(patch.object(owner, name, replacement))
+                stack.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, replacement)
         yield
 
 
