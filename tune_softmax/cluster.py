@@ -162,18 +162,22 @@ def in_running_workers() -> Iterator[None]:
     """Let Ray Tune's trials, as long as the context lasts, run in workers that Ray has started.
 
     It asks for workers of their own, with a variable set that keeps PyTorch Lightning from
-    forking; there is none here, and every worker takes a second of processor time to start. A
-    local cluster could not make them at all.
+    forking, and with credentials for S3 and options of Ray Train where the driver has them. A
+    pack uses none of these, every worker takes a second of processor time to start, and a local
+    cluster could not make such workers at all.
     """
     from ray.tune.execution import class_cache
 
-    variables: dict[str, str] = getattr(class_cache, "DEFAULT_ENV_VARS", {})
-    kept = dict(variables)
-    variables.clear()
+    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
+    variables = [getattr(class_cache, name) for name in names if hasattr(class_cache, name)]
+    kept = [found.copy() for found in variables]
+    for found in variables:
+        found.clear()
     try:
         yield
     finally:
-        variables |= kept
+        for found, before in zip(variables, kept, strict=True):
+            found.update(before)
 
 
 def _connect(
