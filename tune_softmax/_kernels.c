@@ -115,7 +115,9 @@ INLINE float round_to_bfloat16(float x) {
 
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
 #define NUM_VECTORS ((int64_t)(PANEL / LANES))              /* of a panel's row */
-#define BLOCK ((int64_t)(NUM_SUMS / NUM_VECTORS ? NUM_SUMS / NUM_VECTORS : 1)) /* rows of sums */
+#define HALF (NUM_VECTORS > 1 ? NUM_VECTORS / 2 : 1)
+#define BLOCK(vectors) (NUM_SUMS > (vectors) ? NUM_SUMS / (vectors) : 1) /* rows of sums */
+#define MAX_SUMS (NUM_SUMS > NUM_VECTORS ? NUM_SUMS : NUM_VECTORS)
 
 typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
 #define VECTOR NAME(vector)
@@ -185,39 +187,51 @@ static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REA
     }
 }
 
-/* Logits of `num` rows and one panel. */
+/* Whether trials fill no more than half of a panel, so that half of its vectors are left out. */
+INLINE int NAME(is_half)(const NAME(Epoch) * e, int64_t column) {
+    return NUM_VECTORS > 1 && column + PANEL / 2 >= e->num_classes * e->num_trials;
+}
+
+/* Logits of `num` rows and one panel, of so many vectors. */
 INLINE void NAME(forward_block)(const REAL *x, int64_t stride, const REAL *panel, int64_t K,
-                                REAL *z, int64_t z_stride, const int64_t num) {
-    VECTOR sums[BLOCK][NUM_VECTORS];
+                                REAL *z, int64_t z_stride, const int64_t num,
+                                const int64_t vectors) {
+    VECTOR sums[MAX_SUMS][NUM_VECTORS];
     for (int64_t r = 0; r < num; r++)
-        for (int64_t v = 0; v < NUM_VECTORS; v++) sums[r][v] = (VECTOR){0};
+        for (int64_t v = 0; v < vectors; v++) sums[r][v] = (VECTOR){0};
     for (int64_t k = 0; k < K; k++, panel += PANEL) {
         __builtin_prefetch(panel + K * PANEL); /* the next panel comes from further away */
         VECTOR w[NUM_VECTORS];
-        for (int64_t v = 0; v < NUM_VECTORS; v++) w[v] = NAME(load)(panel + v * LANES);
+        for (int64_t v = 0; v < vectors; v++) w[v] = NAME(load)(panel + v * LANES);
         for (int64_t r = 0; r < num; r++)
-            for (int64_t v = 0; v < NUM_VECTORS; v++) sums[r][v] += x[r * stride + k] * w[v];
+            for (int64_t v = 0; v < vectors; v++) sums[r][v] += x[r * stride + k] * w[v];
     }
     for (int64_t r = 0; r < num; r++)
-        for (int64_t v = 0; v < NUM_VECTORS; v++)
+        for (int64_t v = 0; v < vectors; v++)
             NAME(store)(z + r * z_stride + v * LANES, sums[r][v]);
 }
 
-static void NAME(forward)(const NAME(Epoch) * e, const REAL *x, int64_t rows, REAL *z) {
+INLINE void NAME(forward_panel)(const NAME(Epoch) * e, const REAL *x, int64_t rows, int64_t column,
+                                REAL *z, const int64_t vectors) {
     const int64_t K = e->num_features + 1, stride = NAME(row_stride)(e->num_features);
     const int64_t z_stride = e->num_columns + PANEL;
-    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
-        const REAL *panel = e->weights + column * K;
-        int64_t r = 0;
+    const REAL *panel = e->weights + column * K;
+    int64_t r = 0;
 #define ROWS(num)                                                                             \
     for (; r + (num) <= rows; r += (num))                                                     \
         NAME(forward_block)(x + r * stride, stride, panel, K, z + r * z_stride + column,      \
-                            z_stride, num);
-        ROWS(BLOCK)
-        if (BLOCK > 4) { ROWS(4) }
-        if (BLOCK > 2) { ROWS(2) }
-        ROWS(1)
+                            z_stride, num, vectors);
+    ROWS(BLOCK(vectors))
+    if (BLOCK(vectors) > 4) { ROWS(4) }
+    if (BLOCK(vectors) > 2) { ROWS(2) }
+    ROWS(1)
 #undef ROWS
+}
+
+static void NAME(forward)(const NAME(Epoch) * e, const REAL *x, int64_t rows, REAL *z) {
+    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
+        if (NAME(is_half)(e, column)) NAME(forward_panel)(e, x, rows, column, z, HALF);
+        else NAME(forward_panel)(e, x, rows, column, z, NUM_VECTORS);
     }
 }
 
@@ -225,29 +239,30 @@ static void NAME(forward)(const NAME(Epoch) * e, const REAL *x, int64_t rows, RE
 INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
                                  int64_t rows, int64_t k, int64_t column,
                                  const REAL *coefficients, int begins, int ends,
-                                 const int64_t num) {
+                                 const int64_t num, const int64_t vectors) {
     const int64_t K = e->num_features + 1, N = e->num_columns, z_stride = N + PANEL;
     const int64_t stride = NAME(row_stride)(e->num_features);
-    VECTOR sums[BLOCK][NUM_VECTORS];
+    VECTOR sums[MAX_SUMS][NUM_VECTORS];
     for (int64_t i = 0; i < num; i++) {
-        for (int64_t v = 0; v < NUM_VECTORS; v++) sums[i][v] = (VECTOR){0};
+        for (int64_t v = 0; v < vectors; v++) sums[i][v] = (VECTOR){0};
         /* What the sums are for is fetched while they are computed. */
         __builtin_prefetch(e->velocity + column * K + (k + i) * PANEL, 1);
         __builtin_prefetch(e->weights + column * K + (k + i) * PANEL, 1);
     }
     for (int64_t b = 0; b < rows; b++) {
         VECTOR r[NUM_VECTORS];
-        for (int64_t v = 0; v < NUM_VECTORS; v++)
+        for (int64_t v = 0; v < vectors; v++)
             r[v] = NAME(load)(residual + b * z_stride + v * LANES);
         __builtin_prefetch(x + b * stride + k + PANEL); /* the next weights' pixels, row by row */
         for (int64_t i = 0; i < num; i++)
-            for (int64_t v = 0; v < NUM_VECTORS; v++) sums[i][v] += x[b * stride + k + i] * r[v];
+            for (int64_t v = 0; v < vectors; v++)
+                sums[i][v] += x[b * stride + k + i] * r[v];
     }
     for (int64_t i = 0; i < num; i++) {
         const int penalized = k + i < e->num_features; /* biases are not */
         REAL *weights = e->weights + column * K + (k + i) * PANEL;
         REAL *velocity = e->velocity + column * K + (k + i) * PANEL;
-        for (int64_t v = 0; v < NUM_VECTORS; v++) {
+        for (int64_t v = 0; v < vectors; v++) {
             const REAL *of_column = coefficients + column + v * LANES;
             VECTOR moved = NAME(load)(velocity + v * LANES);
             if (begins) {
@@ -269,20 +284,30 @@ INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REA
     }
 }
 
-static void NAME(backward)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
-                           int64_t rows, const REAL *coefficients, int begins, int ends) {
+INLINE void NAME(backward_panel)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
+                                 int64_t rows, int64_t column, const REAL *coefficients,
+                                 int begins, int ends, const int64_t vectors) {
     const int64_t K = e->num_features + 1;
-    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
-        int64_t k = 0;
+    int64_t k = 0;
 #define WEIGHTS(num)                                                                          \
     for (; k + (num) <= K; k += (num))                                                        \
         NAME(backward_block)(e, x, residual + column, rows, k, column, coefficients, begins,  \
-                             ends, num);
-        WEIGHTS(BLOCK)
-        if (BLOCK > 4) { WEIGHTS(4) }
-        if (BLOCK > 2) { WEIGHTS(2) }
-        WEIGHTS(1)
+                             ends, num, vectors);
+    WEIGHTS(BLOCK(vectors))
+    if (BLOCK(vectors) > 4) { WEIGHTS(4) }
+    if (BLOCK(vectors) > 2) { WEIGHTS(2) }
+    WEIGHTS(1)
 #undef WEIGHTS
+}
+
+static void NAME(backward)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
+                           int64_t rows, const REAL *coefficients, int begins, int ends) {
+    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
+        if (NAME(is_half)(e, column))
+            NAME(backward_panel)(e, x, residual, rows, column, coefficients, begins, ends, HALF);
+        else
+            NAME(backward_panel)(e, x, residual, rows, column, coefficients, begins, ends,
+                                 NUM_VECTORS);
     }
 }
 
