@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import OutOfMemoryError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_softmax.asha import Referee
+from tune_softmax.asha import Referee, Rungs
 from tune_softmax.cluster import in_running_workers
 from tune_softmax.dispatcher import Dispatcher
 from tune_softmax.errors import TuneSoftmaxError
@@ -101,6 +101,7 @@ def _past_ray(method: Callable[_P, _T]) -> Callable[_P, _T]:
 
 def _tune(job: Job, dispatcher: Dispatcher) -> None:
     experiment = job.experiment
+    rungs = _rungs(job)
     settings = Settings(
         metric=experiment.search.metric,
         cpus_per_pack=experiment.resources.cpus_per_pack,
@@ -108,13 +109,14 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
         initial_std=experiment.model.initial_std,
         precision=experiment.model.precision,
         parks_at=dispatcher.parks_at,
+        rungs=rungs,
     )
     trainable = tune.with_parameters(
         PackTrainable,
         dataset=job.dataset,
         test=job.test,
         settings=settings,
-        referee=_start_referee(job, dispatcher.curves),
+        referee=_start_referee(job, rungs, dispatcher.curves),
     )
     resources = {
         "CPU": experiment.resources.cpus_per_pack,
@@ -142,10 +144,16 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
         tuner.fit()
 
 
-def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa: ANN401 - a handle
+def _rungs(job: Job) -> Rungs | None:
     if job.asha is None:
         return None
-    search = job.experiment.search
+    max_epochs = int(job.experiment.space.largest("num_epochs"))
+    return Rungs(job.asha, max_epochs, job.experiment.search.seed)
+
+
+def _start_referee(job: Job, rungs: Rungs | None, curves: Mapping[int, list[float]]) -> Any:  # noqa: ANN401 - a handle
+    if rungs is None:
+        return None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On a cluster of others Ray starts a worker for an environment of its own, and so leaves the
     # waiting ones to packs; a local one starts a worker more. If one pack's worker began later
@@ -153,8 +161,7 @@ def _start_referee(job: Job, curves: Mapping[int, list[float]]) -> Any:  # noqa:
     # end it, and begin anew: of two places one would work.
     apart = {"env_vars": {"TUNE_SOFTMAX_REFEREE": "1"}} if job.cluster.address else None
     actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=apart)(Referee)
-    max_epochs = int(job.experiment.space.largest("num_epochs"))
-    referee = actor.remote(job.asha, search.mode, max_epochs, search.seed)
+    referee = actor.remote(rungs, job.experiment.search.mode)
     if curves:
         recorded = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
         referee.replay.remote(recorded)

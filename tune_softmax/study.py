@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "distribution"]
 
-# In fewer rounds more is asked for before the sampler has learnt much: 8 end at losses as low, with
-# a fifth more epochs trained.
+# In fewer rounds more is asked for before the sampler has learnt much: 8 end at losses as low, and
+# a fifth more epochs are trained.
 MIN_ROUNDS = 16
 # CMA-ES takes its first mean and covariance from a search's trials once there are so many.
 MIN_CMA_TRIALS = 16

@@ -1,6 +1,6 @@
 """What runs on a Ray worker: one Ray Tune trial that trains one pack.
 
-The pack's own trials are judged by the referee at every epoch and leave when it says so; what
+The pack's own trials are judged by the referee on their rungs and leave when it says so; what
 happened goes back to the driver, which alone writes the ledger. Torch takes seconds to import, so
 it is imported where our own kernels do not do what a pack needs.
 """
@@ -20,10 +20,10 @@ from tune_softmax.lean_tune import tune
 from tune_softmax.metrics import FinalTest, Report, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from tune_softmax.agenda import Task, View
-    from tune_softmax.asha import Verdict
+    from tune_softmax.asha import Rungs
     from tune_softmax.config import Precision, Reduction
     from tune_softmax.data import Dataset, Split
     from tune_softmax.metrics import EpochMetrics
@@ -72,6 +72,7 @@ class Settings:
         initial_std: Standard deviation of the initial weights.
         precision: In which products with the images are computed.
         parks_at: A pack that is down to so many trials on a rung parks them.
+        rungs: Where the referee compares trials, or None where nothing is stopped early.
     """
 
     metric: str
@@ -80,6 +81,7 @@ class Settings:
     initial_std: float
     precision: Precision
     parks_at: int
+    rungs: Rungs | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,33 +261,35 @@ class PackTrainable(tune.Trainable):
     ) -> dict[int, tuple[State, int | None, str | None]]:
         """Return each trial's state after the epoch, its highest rung, and why it failed."""
         epoch = pack.epoch
+        rungs = self._settings.rungs
         final = {n for n in measured if self._task.tasks[n].config.num_epochs == epoch}
-        verdicts = self._judge(epoch, measured, final)
+        stopped = self._judge(epoch, measured, final)
         states: dict[int, tuple[State, int | None, str | None]] = {}
         for number, metrics in measured.items():
-            verdict = verdicts.get(number)
-            rung = verdict.rung if verdict else None
             state, error = State.RUNNING, None
             if not metrics.is_finite:
                 state, error = State.FAIL, f"diverged: {_diverged(metrics)} in epoch {epoch}"
             elif self._has_lost_patience(pack, number, metrics) or number in final:
                 state = State.COMPLETE
-            elif verdict is not None and verdict.stop:
+            elif number in stopped:
                 state = State.PRUNED
-            states[number] = state, rung, error
+            states[number] = state, rungs.reached(number, epoch) if rungs else None, error
         return states
 
     def _judge(
         self, epoch: int, measured: dict[int, EpochMetrics], final: set[int]
-    ) -> dict[int, Verdict]:
-        if self._referee is None:
-            return {}
-        metric = self._settings.metric
+    ) -> Collection[int]:
+        """Return who ends on a rung; the referee is another process, and asked on rungs alone."""
+        rungs, metric = self._settings.rungs, self._settings.metric
         values = {
-            n: getattr(metrics, metric) for n, metrics in measured.items() if metrics.is_finite
+            number: getattr(metrics, metric)
+            for number, metrics in measured.items()
+            if rungs and metrics.is_finite and epoch in rungs.of(number)
         }
-        verdicts: dict[int, Verdict] = ray.get(self._referee.judge.remote(epoch, values, final))
-        return verdicts
+        if not values:
+            return ()
+        stopped: set[int] = ray.get(self._referee.judge.remote(epoch, values, final))
+        return stopped
 
     def _has_lost_patience(self, pack: Pack, number: int, metrics: EpochMetrics) -> bool:
         """Say whether early stopping ends a trial here, and keep its best weights."""
