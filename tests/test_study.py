@@ -176,6 +176,27 @@ def test_a_replay_tells_optuna_what_the_ledger_says():
     assert replayed._study.get_trials()[10].value == 2.0
 
 
+def test_being_told_the_space_changes_nothing(monkeypatch):
+    """TPE asks as Optuna's own does, which looks for the space in all trials."""
+    choices = EXPERIMENT.replace("[16, 32, 64]", "[16]")
+    asked = experiment(text=choices)
+    found = []
+    for _ in range(2):
+        study, records, curves = study_of(asked), [], {}
+        drive(study, records, curves, 3, 8)
+        study.ask(5, curves)  # in flight from now on
+        drive(study, records, curves, 3, 8)
+        found.append([record.config for record in records])
+        monkeypatch.setattr(
+            "tune_softmax.study._Tpe",
+            lambda _space, seed: optuna.samplers.TPESampler(
+                multivariate=True, constant_liar=True, seed=seed
+            ),
+        )
+    assert len(found[0]) == 48
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_the_seed_decides(sampler):
     """The same seed asks for the same trials, another for others."""

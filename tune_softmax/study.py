@@ -216,7 +216,7 @@ class Study:
         seed = derive_seed(self._search.seed, "sampler", first)
         match self._search.sampler:
             case "tpe":
-                return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
+                return _Tpe(self._distributions, seed)
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed)
             case "cmaes":
@@ -228,6 +228,27 @@ class Study:
                     return optuna.samplers.CmaEsSampler(seed=seed, source_trials=source)
             case _:  # a grid's trials are fixed, so that nothing is left to sample
                 return optuna.samplers.RandomSampler(seed=seed)
+
+
+class _Tpe(optuna.samplers.TPESampler):
+    """Optuna's TPE, told the space that it would look for in every trial at every ask.
+
+    Args:
+        distributions: Of all hyperparameters that are searched.
+        seed: Of its draws.
+    """
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int) -> None:
+        super().__init__(multivariate=True, constant_liar=True, seed=seed)
+        # In the order in which Optuna finds them.
+        self._known = {n: d for n, d in sorted(distributions.items()) if not d.single()}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the whole space: every trial of ours has it."""
+        del study, trial
+        return self._known
 
 
 def distribution(domain: Domain) -> BaseDistribution:
