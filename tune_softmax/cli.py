@@ -90,13 +90,15 @@ def program() -> NoReturn:
     Once Ray has been in it, taking the interpreter apart takes more than half a second, and gives
     back what ends with the process anyway. mypy ends so too.
     """
-    code: object = 0
+    code = 0
     try:
         main()
     except SystemExit as ended:
-        code = ended.code
+        if isinstance(ended.code, str):  # a message, which Python prints
+            raise
+        code = ended.code or 0
     atexit._run_exitfuncs()  # noqa: SLF001 - what `sys.exit` would have run
     with suppress(BrokenPipeError):  # whoever read our output has had enough
         sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0)
+    os._exit(code)
