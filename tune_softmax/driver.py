@@ -126,6 +126,7 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_PackSearcher(dispatcher),
+            scheduler=_Patient(),
             num_samples=-1,  # `_Watch` ends the loop
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"pack-{trial.config['task'].pack}",
@@ -155,17 +156,24 @@ def _start_referee(job: Job, rungs: Rungs | None, curves: Mapping[int, list[floa
     if rungs is None:
         return None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # On a cluster of others Ray starts a worker for an environment of its own, and so leaves the
-    # waiting ones to packs; a local one starts a worker more. If one pack's worker began later
-    # than the other's, Ray Tune would give the other its packs too, as long as these are short,
-    # end it, and begin anew: of two places one would work.
-    apart = {"env_vars": {"TUNE_SOFTMAX_REFEREE": "1"}} if job.cluster.address else None
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=apart)(Referee)
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Referee)
     referee = actor.remote(rungs, job.experiment.search.mode)
     if curves:
         recorded = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
         referee.replay.remote(recorded)
     return referee
+
+
+class _Patient(tune.schedulers.FIFOScheduler):
+    """Leaves a pack to the worker that is starting for it.
+
+    Ray Tune's own scheduler names a pack that waits, and a worker that is free takes it at once;
+    the one that was starting is ended, and a new one started for the next pack. Where packs take
+    less time than workers to start, that goes on to the end, and one place does the work of two.
+    """
+
+    def choose_trial_to_run(self, tune_controller: object) -> None:
+        """Name none: Ray Tune then starts packs in their order, each where there is room."""
 
 
 class _PackSearcher(tune.search.Searcher):
