@@ -78,23 +78,6 @@ def test_trials_that_wait_go_on_together_while_there_are_new_ones(ledger):
     assert not task.tasks.keys() & first.tasks.keys()
 
 
-def test_fewer_than_a_pack_parks_wait_for_others(ledger):
-    """A pack of 8 parks 2; one that waits alone is left until another comes to its rung."""
-    dispatcher = begin(ledger, num_places=1)
-    assert dispatcher.parks_at == 2
-    first = park(dispatcher, "a", 1)
-    second = park(dispatcher, "b", 1)
-    task = dispatcher.next_pack("c")
-    assert (sorted(task.tasks), task.epoch) == ([*first, *second], 1)
-
-
-def test_in_the_end_nobody_waits(ledger):
-    """Once every trial has been handed out, one goes on alone."""
-    dispatcher = begin(ledger, num_places=1)
-    waiting = [park(dispatcher, name, num) for name, num in [("a", 0), ("b", 0), ("c", 1)]][-1]
-    assert sorted(dispatcher.next_pack("d").tasks) == waiting
-
-
 def test_in_the_end_every_place_takes_its_share(ledger):
     """Nothing new is left for the other place, so trials are left for it, as many or one fewer."""
     dispatcher = begin(ledger, num_places=2)

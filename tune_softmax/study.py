@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "distribution"]
 
-# In fewer rounds more is asked for before the sampler has learnt much: 8 end at losses as low, and
-# a fifth more epochs are trained.
-MIN_ROUNDS = 16
+# A search of fewer rounds would leave the sampler little to learn from; with 16 it is sooner done,
+# and misses the optimum more often, see docs/search.md.
+MIN_ROUNDS = 8
 # CMA-ES takes its first mean and covariance from a search's trials once there are so many.
 MIN_CMA_TRIALS = 16
 
