@@ -28,7 +28,7 @@ test: $(INSTALLED) ## Run the tests, but for the slow ones
 	$(BIN)/pytest -m "not slow" $(TWO_AT_A_TIME)
 
 test-all: $(INSTALLED) ## Run all tests, the slow ones too
-	$(BIN)/pytest
+	$(BIN)/pytest $(TWO_AT_A_TIME)
 
 faults: $(INSTALLED) ## Kill, freeze, damage and fill up what a search needs; ONLY="driver gcs" for some
 	PYTHONPATH=tests $(BIN)/python -m faults $(ONLY)
