@@ -76,8 +76,8 @@ class ArrayData(TrainingData[ArrayImages]):
 def to_arrays(dataset: Dataset) -> ArrayData:
     """Return a dataset's training and validation splits.
 
-    Training images are copied: an epoch reads them in random order, which takes a tenth less in
-    the large pages that NumPy asks for than in Ray's shared memory.
+    Training images are copied: an epoch reads them in random order, which takes up to a tenth less
+    in the large pages that NumPy asks for than in Ray's shared memory.
     """
     train = _to_images(dataset.train)
     return ArrayData(
