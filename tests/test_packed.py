@@ -286,9 +286,38 @@ def test_neighbours_do_not_change_a_single_bit(sizes, epochs, classes):
     data = random_data(310, 70, image_shape=(3, 7), num_classes=classes)
     configs = {
         number: replace(
-            PLAIN, batch_size=size, num_epochs=epochs[number], momentum=0.2 * (number % 4)
+            PLAIN,
+            batch_size=size,
+            num_epochs=epochs[number],
+            momentum=0.2 * (number % 4),
+            weight_decay=0.01 * (number % 3),
+            l1=0.001 * (number % 2),
         )
         for number, size in enumerate(sizes)
+    }
+    together = train_packed(configs, data)
+    for number, config in configs.items():
+        alone = train_packed({number: config}, data)[number]
+        assert torch.equal(together[number].weights, alone.weights)
+        assert torch.equal(together[number].curves, alone.curves)
+
+
+@pytest.mark.parametrize("num_trials", [2, 4, 5, 7, 10, 13])
+def test_a_column_s_place_does_not_change_a_single_bit(num_trials):
+    """In the half of a panel that is computed, too, with all of the step's terms, in float32."""
+    if native.find() is None:
+        pytest.skip("no kernels are built here")
+    data = random_data(310, 70, image_shape=(8, 8), num_classes=10)
+    configs = {
+        number: replace(
+            PLAIN,
+            batch_size=64 << number % 3,
+            num_epochs=2,
+            momentum=(0.9, 0.0, 0.5)[number % 3],
+            weight_decay=(1e-3, 1e-2, 0.0)[number // 2 % 3],
+            l1=(0.0, 1e-4)[number % 2],
+        )
+        for number in range(num_trials)
     }
     together = train_packed(configs, data)
     for number, config in configs.items():

@@ -34,6 +34,14 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* Take a product as it is rounded: of `a * b + c * d` a compiler may fuse either product with the sum,
+ * here this one and there the other, and a trial's bits would depend on where its column stands. */
+#ifdef __SSE__
+#define ROUNDED(vector) __asm__("" : "+x"(vector))
+#else
+#define ROUNDED(vector) __asm__("" : "+m"(vector))
+#endif
+
 /* What an epoch of one group needs; native.py holds the same structure. */
 #define EPOCH_FIELDS(real)                                                                    \
     const uint8_t *pixels; /* (num_images, D); NULL where there are inputs */                 \
@@ -267,6 +275,7 @@ INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REA
             VECTOR moved = NAME(load)(velocity + v * LANES);
             if (begins) {
                 moved *= NAME(load)(of_column);
+                ROUNDED(moved);
                 if (penalized) {
                     const VECTOR w = NAME(load)(weights + v * LANES);
                     if (e->weight_decay) moved += NAME(load)(of_column + N) * w;
