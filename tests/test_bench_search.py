@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 
 from tune_softmax import data, experiment
-from tune_softmax.bench import search
+from tune_softmax.arrays import to_arrays
+from tune_softmax.bench import outcomes, search
+from tune_softmax.bench.anew import mean_and_error, train_anew
 from tune_softmax.bench.conditions import Conditions
-from tune_softmax.bench.search import OURS, PEERS, WAYS, Outcome, Row, bench_search
+from tune_softmax.bench.outcomes import Outcome, Row
+from tune_softmax.bench.search import bench_search
+from tune_softmax.bench.search_table import format_table, to_json
 from tune_softmax.bench.task import Task, prepare_images
-from tune_softmax.bench.trace import Report, best_after, read
+from tune_softmax.bench.trace import Report, best_after, read, read_configs
+from tune_softmax.bench.ways import OURS, PEERS, WAYS
 from tune_softmax.config import Config
 from tune_softmax.errors import ExperimentError
 from tune_softmax.ledger import Ledger
@@ -110,6 +115,10 @@ def test_our_losses_are_read_from_the_ledger_while_it_is_written(task):
         watch.look()
         watch.look()
     ledger.close()
+    watch.describe()
+    assert read_configs(task.trace.path) == {
+        str(n): Config(batch_size=64, num_epochs=2, learning_rate=0.1) for n in (0, 1)
+    }
     reports = read(task.trace.path)
     assert [(one.trial, one.loss) for one in reports if one.trial == "0"] == [
         ("0", 0.7),
@@ -152,10 +161,10 @@ def test_a_search_that_was_cut_off_is_reckoned_from_the_trials_it_did():
 
 def test_a_synchronous_search_that_was_cut_off_is_reckoned_from_epochs():
     """Halving 16 trials by 4 trains 16 of one epoch, 4 of 4 and 1 of 16: 48 epochs."""
-    assert search._halving_epochs(16) == 48
-    assert search._halving_epochs(256) == 256 + 64 * 4 + 16 * 16
-    assert search._halving_epochs(5) == 5 + 2 * 4
-    assert search._halving_epochs(1) == 1
+    assert outcomes._halving_epochs(16) == 48
+    assert outcomes._halving_epochs(256) == 256 + 64 * 4 + 16 * 16
+    assert outcomes._halving_epochs(5) == 5 + 2 * 4
+    assert outcomes._halving_epochs(1) == 1
     row = Row(BY_NAME["scikit-learn"], 16, (outcome(30, [0.5] * 6, is_whole=False),))
     assert row.trials_done == (16 * 12 / 48,)
 
@@ -167,7 +176,7 @@ def test_the_table_holds_every_way_against_ours():
         Row(BY_NAME["optuna"], 8, (outcome(80, [0.6]),) * 3),
         Row(BY_NAME["syne-tune"], 8, (failure("exit code 1: no such thing"),)),
     ]
-    text = search.format_table(rows, CONDITIONS)
+    text = format_table(rows, CONDITIONS)
     for part in ("8 trials", "2 at once", "medians of 3", "ray 2.", "commit "):
         assert part in text
     header, ours, optuna, syne = (
@@ -179,7 +188,7 @@ def test_the_table_holds_every_way_against_ours():
     assert optuna[3:8] == ["80.0", "80.0 to 80.0", "10.000", "360", "10.0"]
     assert syne[:3] == ["syne-tune", "failed", "-"]
     assert "syne-tune failed: exit code 1: no such thing" in text
-    content = json.loads(search.to_json(rows, CONDITIONS))
+    content = json.loads(to_json(rows, CONDITIONS))
     assert [row["ratio"] for row in content["rows"]] == [1.0, 10.0, None]
     assert content["rows"][2]["error"] == "exit code 1: no such thing"
     assert content["rows"][0]["best_loss"] == [0.5, 0.4, 0.6]
@@ -191,13 +200,101 @@ def test_a_search_of_ours_that_failed_leaves_no_ratio():
         Row(OURS, 8, (failure("exit code 2: a word"),)),
         Row(BY_NAME["optuna"], 8, (outcome(80, [0.6]),)),
     ]
-    assert "10.000" in search.format_table(rows, CONDITIONS)
-    assert json.loads(search.to_json(rows, CONDITIONS))["rows"][1]["ratio"] is None
+    assert "10.000" in format_table(rows, CONDITIONS)
+    assert json.loads(to_json(rows, CONDITIONS))["rows"][1]["ratio"] is None
+
+
+# --- Winners trained anew -----------------------------------------------------------------------
+
+FAST, SLOW = (Config(batch_size=64, num_epochs=2, learning_rate=rate) for rate in (0.05, 0.01))
+
+
+def test_winners_anew_are_what_plain_training_gives(small_dir):
+    """Every seed is torch's own SGD over that seed's orders, from the first trial's weights."""
+    from tune_softmax.seeding import derive_seed
+    from tune_softmax.tensors import to_tensors
+    from tune_softmax.training import train
+
+    dataset = data.load_dataset("fashion-mnist", validation=NUM_VALIDATION, data_dir=small_dir)
+    found = train_anew([FAST, SLOW, FAST], to_arrays(dataset), num_seeds=2, num_threads=2)
+    assert list(found) == [FAST, SLOW]
+    for config, losses in found.items():
+        for i, loss in enumerate(losses):
+            last = []
+            train(
+                config,
+                to_tensors(dataset, "cpu"),
+                seed=derive_seed(0, "anew", i),
+                on_epoch=lambda _, metrics, last=last: last.append(metrics.validation_loss),
+            )
+            assert loss == pytest.approx(last[-1], abs=1e-5)
+    assert train_anew([], to_arrays(dataset), num_seeds=2, num_threads=1) == {}
+
+
+def test_a_mean_has_an_error_where_there_are_several_values():
+    """The standard deviation over the root of their number; what diverged has no mean."""
+    assert mean_and_error([0.5]) == (0.5, None)
+    assert mean_and_error([0.4, 0.6]) == (pytest.approx(0.5), pytest.approx(0.1))
+    assert mean_and_error([]) is None
+    assert mean_and_error([0.4, inf]) is None
+
+
+def searched(losses, configs, *, is_whole=True):
+    """Return a search whose trials, one report a second each, have these configurations."""
+    one = outcome(9, losses, is_whole=is_whole)
+    named = {str(i): config for i, config in enumerate(configs) if config}
+    return Outcome(one.wall_s, one.is_whole, one.reports, configs=named)
+
+
+def test_the_winner_by_a_time_is_trained_anew_with_every_seed():
+    """Means are of searches, each the mean of its winner's seeds."""
+    anew = {FAST: (0.5, 0.7), SLOW: (0.8, 1.0)}
+    row = Row(OURS, 8, (searched([0.5, 0.4], [SLOW, FAST]),), anew)
+    assert row.anew_after(0.5) is None
+    assert row.anew_after(1) == (pytest.approx(0.9), None)
+    assert row.anew_after(inf) == row.anew_after(300) == (pytest.approx(0.6), None)
+    two = Row(OURS, 8, (*row.outcomes, searched([0.3], [SLOW])), anew)
+    assert two.anew_after(inf) == (pytest.approx(0.75), pytest.approx(0.15))
+
+
+def test_winners_that_are_not_known_are_not_trained_anew():
+    """A search that was cut off, one of models that are not ours, one that was not asked."""
+    anew = {FAST: (0.5, 0.7)}
+    cut = Row(BY_NAME["optuna"], 8, (searched([0.5], [FAST], is_whole=False),), anew)
+    assert cut.anew_after(10) is None
+    assert cut.anew_after(5) == cut.anew_after(inf) == (pytest.approx(0.6), None)
+    foreign = Row(BY_NAME["scikit-learn"], 8, (searched([0.5], [None]),), anew)
+    assert foreign.anew_after(inf) is None
+    assert Row(OURS, 8, (searched([0.5], [FAST]),)).anew_after(inf) is None
+
+
+def test_the_table_has_winners_anew_below_where_there_are_any():
+    """With errors over searches, and their losses one by one in the JSON."""
+    anew = {FAST: (0.5, 0.7), SLOW: (0.8, 1.0)}
+    rows = [
+        Row(OURS, 8, (searched([0.5], [SLOW]), searched([0.4], [FAST])), anew),
+        Row(BY_NAME["scikit-learn"], 8, (searched([0.5], [None]),) * 2, anew),
+    ]
+    text = format_table(rows, CONDITIONS)
+    below = text.split("\n\n")[-1].splitlines()
+    assert below[0] == (
+        "the configurations that were best, trained anew for 20 epochs with 2 seeds; validation "
+        "loss in the end, means of 2 searches ± standard errors"
+    )
+    assert re.split("  +", below[2]) == ["tune_softmax", *["0.7500 ± 0.1500"] * 5]
+    assert len(below) == 3
+    first, second = json.loads(to_json(rows, CONDITIONS))["rows"][0]["winners_anew"]
+    assert first["end"]["losses"] == [0.8, 1.0]
+    assert Config(**second["300"]["config"]) == FAST
+    alone = format_table([Row(OURS, 8, (searched([0.5], [SLOW]),), anew)], CONDITIONS)
+    assert "loss in the end\n" in alone
+    assert "0.9000" in alone
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"num_seeds": -1}, "bench: num_seeds must be at least 0, got -1"),
         ({"peers": ["hyperopt"]}, "no way to search is called 'hyperopt'; known: tune_softmax, "),
         ({"num_trials": 0}, "bench: num_trials must be above 0, got 0"),
         ({"repeats": -1}, "bench: repeats must be above 0, got -1"),
@@ -216,6 +313,9 @@ def test_wrong_options_are_refused(changes, message):
 BEGIN = """
 import json, os, subprocess, sys, time
 task = json.load(open(sys.argv[1]))
+def describe(trial, **config):
+    line = {"trial": trial, "config": config}
+    print(json.dumps(line), file=open(task["folder"] + "/trace.jsonl", "a"))
 def report(trial, loss):
     line = {"seconds": time.monotonic() - task["started"], "trial": trial, "loss": loss}
     print(json.dumps(line | {"num_epochs": 1}), file=open(task["folder"] + "/trace.jsonl", "a"))
@@ -237,12 +337,16 @@ def scripts(monkeypatch):
 def test_a_peer_that_fails_is_reported_and_the_others_go_on(scripts, small_dir):
     """Its last line is its error, it is not run again, and each round has a seed of its own."""
     scripts["optuna"] = "print('a lot')\nsys.exit('no such thing\\n')"
-    scripts["syne-tune"] = "report('a', 0.1 + task['seed'])\nreport('b', 5)"
+    scripts["syne-tune"] = (
+        "describe('a', batch_size=64, num_epochs=2, learning_rate=0.05)\n"
+        "report('a', 0.1 + task['seed'])\nreport('b', 5)"
+    )
     progress = []
     ours, optuna, syne = bench_search(
         peers=["syne-tune", "optuna"],
         num_trials=2,
         repeats=2,
+        num_seeds=3,
         data_dir=small_dir,
         num_validation=NUM_VALIDATION,
         on_progress=progress.append,
@@ -256,7 +360,10 @@ def test_a_peer_that_fails_is_reported_and_the_others_go_on(scripts, small_dir):
     assert progress == [
         *(f"round 1 of 2: {name}" for name in ("tune_softmax", "optuna", "syne-tune")),
         *(f"round 2 of 2: {name}" for name in ("tune_softmax", "syne-tune")),
+        "training winners anew: 1, each with 3 seeds",
     ]
+    assert {config: len(losses) for config, losses in syne.anew.items()} == {FAST: 3}
+    assert syne.anew_after(inf)[1] == 0
 
 
 def test_a_search_past_its_time_is_ended_with_all_it_started(scripts, small_dir, tmp_path):
@@ -306,6 +413,8 @@ def test_every_way_searches(small_dir):
         trials = {report.trial for report in row.outcomes[0].reports}
         assert len(trials) == 4, row.way.name
         assert row.epochs_per_trial >= 1
+        is_known = row.anew_after(inf) is not None
+        assert is_known == (row.way.name != "scikit-learn"), row.way.name
 
 
 # --- Peers without Ray --------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""What a search reports while it runs: one line a validation loss, with the time since typing.
+"""What a search reports while it runs, line by line.
 
-Several processes of one search append to the same file.
+A line is a trial's configuration, or a validation loss with the time since typing. Several
+processes of one search append to the same file.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tune_softmax.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Report", "Trace", "best_after", "read"]
+__all__ = ["Report", "Trace", "best_after", "read", "read_configs", "winner_after"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,14 @@ class Trace:
     def add(self, trial: object, loss: float, num_epochs: int = 1) -> None:
         """Append a report as of now; the arguments are `Report`'s."""
         seconds = round(time.monotonic() - self.started, 3)
-        line = json.dumps(asdict(Report(seconds, str(trial), float(loss), num_epochs))) + "\n"
+        self._append(asdict(Report(seconds, str(trial), float(loss), num_epochs)))
+
+    def describe(self, trial: object, config: Config) -> None:
+        """Append what a trial is trained with; the same text is the same trial."""
+        self._append({"trial": str(trial), "config": asdict(config)})
+
+    def _append(self, content: dict[str, Any]) -> None:
+        line = json.dumps(content) + "\n"
         # One write of a short line at a file's end is never mixed with another's.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -64,14 +74,31 @@ class Trace:
 
 def read(path: Path) -> list[Report]:
     """Return a trace's reports in the order of time; none where the file is not there."""
+    reports = (Report(**line) for line in _lines(path) if "config" not in line)
+    return sorted(reports, key=lambda one: one.seconds)
+
+
+def read_configs(path: Path) -> dict[str, Config]:
+    """Return the configurations that a trace holds, by trial; none where the file is not there."""
+    found = (line for line in _lines(path) if "config" in line)
+    return {line["trial"]: Config(**line["config"]) for line in found}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return sorted((Report(**json.loads(line)) for line in lines), key=lambda one: one.seconds)
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def best_after(reports: Iterable[Report], seconds: float) -> float | None:
     """Return the least finite loss reported by then, or None where there was none."""
-    losses = (one.loss for one in reports if one.seconds <= seconds and isfinite(one.loss))
-    return min(losses, default=None)
+    winner = winner_after(reports, seconds)
+    return None if winner is None else winner.loss
+
+
+def winner_after(reports: Iterable[Report], seconds: float) -> Report | None:
+    """Return the report of the least finite loss by then, the first of equal ones."""
+    known = (one for one in reports if one.seconds <= seconds and isfinite(one.loss))
+    return min(known, key=lambda one: one.loss, default=None)

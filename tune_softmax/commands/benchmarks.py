@@ -83,23 +83,30 @@ def search(
         float,
         typer.Option(help="Seconds after which a search is ended, and its time reckoned."),
     ] = 300.0,
+    num_seeds: Annotated[
+        int,
+        typer.Option(min=0, help="Seeds with which winners are trained anew; 0: not at all."),
+    ] = 8,
     data_dir: DataDirOption = None,
     json_file: _JsonOption = None,
 ) -> None:
     """Whole searches on Fashion-MNIST, ours and others', from typing to result."""
-    from tune_softmax.bench import search as benchmark
     from tune_softmax.bench.conditions import Conditions
+    from tune_softmax.bench.search import bench_search
+    from tune_softmax.bench.search_table import format_table, to_json
+    from tune_softmax.bench.ways import PACKAGES, PEERS
 
-    conditions = Conditions.now(benchmark.PACKAGES)
-    rows = benchmark.bench_search(
-        peers=peer or benchmark.PEERS,
+    conditions = Conditions.now(PACKAGES)
+    rows = bench_search(
+        peers=peer or PEERS,
         num_trials=num_trials,
         repeats=repeats,
         limit_s=limit_s,
+        num_seeds=num_seeds,
         data_dir=data_dir,
         on_progress=_tell,
     )
-    _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
+    _show(format_table(rows, conditions), json_file, to_json(rows, conditions))
 
 
 def overhead(

@@ -26,6 +26,7 @@ from tune_softmax.bench.task import (
     WEIGHT_DECAYS,
     Task,
 )
+from tune_softmax.config import Config
 
 __all__ = ["main", "optimize"]
 
@@ -45,6 +46,7 @@ def optimize(task: Task, worker: int) -> None:
             momentum=trial.suggest_float("momentum", *MOMENTA),
             weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAYS, log=True),
         )
+        task.trace.describe(trial.number, Config(num_epochs=NUM_EPOCHS, **trial.params))
         loss = float("inf")
         for epoch in range(1, NUM_EPOCHS + 1):
             resident.train_epoch(model, optimizer, data, batch_size)

@@ -29,6 +29,7 @@ from tune_softmax.bench.task import (
     WEIGHT_DECAYS,
     Task,
 )
+from tune_softmax.config import Config
 
 __all__ = ["main", "train_fashion_mnist"]
 
@@ -48,6 +49,10 @@ def train_fashion_mnist(config: dict[str, Any], task: Task) -> None:
     # Without processes of its own for loading: a trial has one core.
     train_loader = DataLoader(train, batch_size=config["batch_size"], shuffle=True)
     validation_loader = DataLoader(validation, batch_size=1024)
+    trial = tune.get_context().get_trial_id()
+    values = {key: value for key, value in config.items() if key != "lr"}
+    described = Config(num_epochs=NUM_EPOCHS, learning_rate=config["lr"], **values)
+    task.trace.describe(trial, described)
     for _epoch in range(NUM_EPOCHS):
         for inputs, labels in train_loader:
             optimizer.zero_grad()
@@ -59,7 +64,7 @@ def train_fashion_mnist(config: dict[str, Any], task: Task) -> None:
             for inputs, labels in validation_loader:
                 total += criterion(model(inputs), labels).item() * len(labels)
         mean = total / len(validation)
-        task.trace.add(tune.get_context().get_trial_id(), mean)
+        task.trace.add(trial, mean)
         tune.report({"loss": mean})
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from tune_softmax.bench.peers import resident
 from tune_softmax.bench.task import Task
+from tune_softmax.config import Config
 
 __all__ = ["main"]
 
@@ -26,6 +27,8 @@ def main() -> None:
     parser.add_argument("--task")
     options, _ = parser.parse_known_args()
     task = Task.read(options.task)
+    values = {key: value for key, value in vars(options).items() if key != "task"}
+    task.trace.describe(os.getpid(), Config(**values))
     report = Reporter()
     data = resident.load(task)
     model = nn.Linear(data.train_images.shape[1], 10)
