@@ -239,6 +239,35 @@ def test_a_mean_has_an_error_where_there_are_several_values():
     assert mean_and_error([0.4, inf]) is None
 
 
+CURVES_SO_FAR = {
+    "lucky": [0.9, *[0.5] * 17, 0.2, 0.6],
+    "ended low": [0.9] * 19 + [0.3],
+    "steady": [0.9, *[0.45] * 19],
+    "stopped": [0.9, 0.25],
+    "diverged": [0.1, nan],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tune_softmax", ["steady", "steady", "stopped"]),
+        ("optuna", ["ended low", "steady", "stopped"]),
+        ("ray-tutorial", ["stopped", "stopped", "stopped"]),
+        ("syne-tune", ["diverged", "diverged", "diverged"]),
+    ],
+)
+def test_each_way_has_its_own_best(name, expected):
+    """With all trials, without the lucky ones, without any that had all its epochs."""
+    answer = BY_NAME[name].answer
+    for left_out, best in zip(([], ["lucky", "ended low"], None), expected, strict=True):
+        gone = left_out if left_out is not None else ["lucky", "ended low", "steady"]
+        known = {trial: c for trial, c in CURVES_SO_FAR.items() if trial not in gone}
+        assert answer(known) == best
+    assert answer({}) is None
+    assert answer({"one": [nan, nan]}) is None
+
+
 def searched(losses, configs, *, is_whole=True):
     """Return a search whose trials, one report a second each, have these configurations."""
     one = outcome(9, losses, is_whole=is_whole)
@@ -278,8 +307,8 @@ def test_the_table_has_winners_anew_below_where_there_are_any():
     text = format_table(rows, CONDITIONS)
     below = text.split("\n\n")[-1].splitlines()
     assert below[0] == (
-        "the configurations that were best, trained anew for 20 epochs with 2 seeds; validation "
-        "loss in the end, means of 2 searches ± standard errors"
+        "what each way calls its best configuration, trained anew for 20 epochs with 2 seeds; "
+        "validation loss in the end, means of 2 searches ± standard errors"
     )
     assert re.split("  +", below[2]) == ["tune_softmax", *["0.7500 ± 0.1500"] * 5]
     assert len(below) == 3

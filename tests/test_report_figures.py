@@ -172,7 +172,7 @@ def test_a_gap_far_off_is_drawn_at_the_edge(run):
 
 def test_the_best_so_far_falls_to_the_best(run):
     """Its line ends at the best trial's value; marks are the complete trials' values."""
-    history = measures.history(run.trials, "validation_loss", "min")
+    history = measures.history(run.trials, "min")
     for over in ("trial", "seconds"):
         figure = figures.best_so_far(history, "validation_loss", over, optimum=0.1)
         best = run.best()
@@ -203,7 +203,7 @@ def test_rungs_are_stacked(run):
 def test_figures_bear_an_empty_search(run):
     """Before the first trial is complete there is nothing to draw, and the text says it."""
     none = run.trials[run.trials["number"] < 0]
-    history = measures.history(none, "validation_loss", "min")
+    history = measures.history(none, "min")
     assert "no trial is complete" in text_of(figures.best_so_far(history, "validation_loss"))
     assert "no trial is complete" in text_of(figures.regret(history, 0.0))
     assert "none was reached" in text_of(figures.rung_counts(measures.rungs(none)))
@@ -369,7 +369,7 @@ def test_slices_show_every_complete_trial(run, study):
     whole = measures.completed(run.trials)
     figure = figures.slices(study, "learning_rate", "validation loss")
     assert list(figure.data[0].x) == pytest.approx(whole["learning_rate"].tolist())
-    assert list(figure.data[0].y) == pytest.approx(whole["last_validation_loss"].tolist())
+    assert list(figure.data[0].y) == pytest.approx(whole["value"].tolist())
     assert figure.layout.xaxis.type == "log"
 
 
@@ -389,7 +389,7 @@ def test_many_trials_are_thinned(run):
     whole = measures.completed(run.trials)
     many = pd.concat([whole] * 20, ignore_index=True)
     many["number"] = range(len(many))
-    many["last_validation_loss"] = np.random.default_rng(0).permutation(len(many)) / 100
+    many["value"] = np.random.default_rng(0).permutation(len(many)) / 100
     study = figures.study(many, run.epochs, run.experiment)
     *lines, scale = figures.parallel_coordinates(study).data
     assert len(lines) == 150

@@ -17,7 +17,7 @@ from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError, ResultsError, RunInUseError, StorageError
 from tune_softmax.experiment import parse
 from tune_softmax.ledger import Ledger
-from tune_softmax.metrics import EpochMetrics, Report, State
+from tune_softmax.metrics import EpochMetrics, Report, State, trial_value
 from tune_softmax.results import load
 from tune_softmax.run_folder import RunFolder
 
@@ -44,6 +44,7 @@ TRIAL_COLUMNS = {
     "momentum": "float64",
     "hidden_units": "int64",
     "augmentation": "float64",
+    "value": "float64",
     "last_validation_loss": "float64",
     "best_validation_loss": "float64",
     "last_validation_accuracy": "float64",
@@ -69,23 +70,29 @@ EPOCH_COLUMNS = {
 }
 
 
-def config(number=0):
+def config(number=0, schedule="constant"):
     """Return a trial's configuration."""
-    return Config(batch_size=64, num_epochs=number % 8 + 1, learning_rate=0.5)
+    return Config(
+        batch_size=64,
+        num_epochs=number % 8 + 1,
+        learning_rate=0.5,
+        learning_rate_schedule=schedule,
+    )
 
 
 @pytest.fixture
 def make_run(tmp_path):
     """Return the function that makes a run of the given trials."""
 
-    def make(trials, metric="validation_loss"):
+    def make(trials, metric="validation_loss", schedule="constant"):
         """Each trial is (state, validation losses, error); the accuracy is 1 - loss / 10."""
         folder = RunFolder(tmp_path / "run")
         folder.create()
         folder.experiment.write_text(parse(EXPERIMENT.format(metric=metric), "run.yaml").to_yaml())
         with closing(Ledger.create(folder.ledger, {})) as ledger:
             if trials:
-                ledger.hand_out(0, {number: config(number) for number in range(len(trials))})
+                configs = {number: config(number, schedule) for number in range(len(trials))}
+                ledger.hand_out(0, configs)
             for number, (state, losses, error) in enumerate(trials):
                 for epoch, loss in enumerate(losses, 1):
                     metrics = EpochMetrics(loss / 2, 0.5, loss, 1 - loss / 10, 0.25)
@@ -144,6 +151,7 @@ def test_every_trial_is_there_with_what_came_of_it(make_run):
     expected = {
         "state": ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL", "RUNNING", "WAITING"],
         "num_epochs": [1, 2, 3, 4, 5, 6, 7],
+        "value": [0.375, 0.2, nan, math.inf, nan, 0.75, nan],
         "last_validation_loss": [0.375, 0.2, nan, math.inf, nan, 0.75, nan],
         "best_validation_loss": [0.25, 0.2, 0.5, math.inf, nan, 0.75, nan],
         "last_train_loss": [0.1875, 0.1, nan, math.inf, nan, 0.375, nan],
@@ -198,6 +206,27 @@ def test_the_best_trial(make_run, trials, metric, expected):
     assert (best.number, best.value, best.epoch) == expected
     assert best.metric == metric
     assert best.config == config(best.number)
+
+
+def test_trials_are_ranked_by_their_values(make_run):
+    """A constant rate's loss goes up and down: five epochs count two, eight count two."""
+    lucky = (State.COMPLETE, [0.9, 0.9, 0.9, 0.9, 0.1], None)
+    steady = (State.COMPLETE, [0.9, 0.6, 0.6, 0.5, 0.4, 0.4, 0.4, 0.3], None)
+    found = load(make_run([lucky, steady]))
+    assert found.trials["value"].tolist() == [pytest.approx(0.5), pytest.approx(0.35)]
+    assert found.ranked()["number"].tolist() == [1, 0]
+    best = found.best()
+    assert (best.number, best.num_averaged, best.span) == (1, 2, "epochs 7 to 8")
+    curves = found.epochs.groupby("trial")["validation_loss"].agg(list)
+    for number, value in enumerate(found.trials["value"]):
+        assert value == pytest.approx(trial_value(curves[number], "constant"))
+
+
+def test_a_rate_that_falls_is_ranked_by_its_last_loss(make_run):
+    """Its weights have come to rest."""
+    trials = [(State.COMPLETE, [0.9] * 7 + [0.3], None)]
+    best = load(make_run(trials, schedule="linear")).best()
+    assert (best.value, best.num_averaged, best.span) == (0.3, 1, "epoch 8")
 
 
 @pytest.mark.parametrize("trials", [[], TRIALS[4:5], TRIALS[6:]])

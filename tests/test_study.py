@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -11,7 +12,7 @@ from tune_softmax.config import Config
 from tune_softmax.experiment import parse
 from tune_softmax.ledger import TrialRecord
 from tune_softmax.metrics import State
-from tune_softmax.study import Study, distribution
+from tune_softmax.study import Study, distribution, recorded_value
 
 EXPERIMENT = """
 dataset: {{name: digits}}
@@ -108,6 +109,29 @@ def test_optuna_is_told_what_became_of_each_trial(sampler):
         TrialState.PRUNED,
         TrialState.FAIL,
     }
+
+
+def test_optuna_ranks_complete_trials_as_we_do():
+    """By the mean of the last epochs, told at once or replayed; a stopped one by its last."""
+    asked = experiment("random", num_trials=3)
+    study = study_of(asked)
+    configs = study.ask(3, {})
+    curves = {0: [0.9, 0.9, 0.9, 0.4, 0.6], 1: [0.9, 0.9, 0.9, 0.9, 0.1], 2: [0.9, 0.2]}
+    states = {0: State.COMPLETE, 1: State.COMPLETE, 2: State.PRUNED}
+    for number, state in states.items():
+        study.tell(number, state, curves[number])
+        told = study._study.get_trials()[number].value
+        assert told == recorded_value(configs[number], state, curves[number])
+    for schedule, expected in (("constant", [0.5, 0.5, 0.2]), ("linear", [0.6, 0.1, 0.2])):
+        values = [
+            recorded_value(
+                replace(configs[number], learning_rate_schedule=schedule), state, curves[number]
+            )
+            for number, state in states.items()
+        ]
+        assert values == pytest.approx(expected)
+    assert recorded_value(configs[0], State.FAIL, [0.5]) is None
+    assert recorded_value(configs[0], State.PRUNED, []) is None
 
 
 def test_a_trial_may_fail_before_its_first_epoch():

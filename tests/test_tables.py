@@ -37,7 +37,7 @@ LOSSES = {
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Return the function that makes a run whose trials had one epoch each."""
+    """Return the function that makes a run whose trials had one loss each, or several."""
 
     def make(losses=LOSSES, name="run", text=EXPERIMENT):
         folder = RunFolder(tmp_path / name)
@@ -49,8 +49,12 @@ def make_run(tmp_path):
                 ledger.hand_out(0, dict.fromkeys(losses, config))
             for number, (state, loss) in losses.items():
                 error = "Traceback\n  ...\nValueError: [/odd] bad" if state is State.FAIL else None
-                metrics = EpochMetrics(loss, 0.5, loss, 0.75, 0.5)
-                ledger.record(0, [Report(number, 1, metrics, state, 1, error)])
+                for epoch, value in enumerate(
+                    curve := [loss] if isinstance(loss, float) else loss, 1
+                ):
+                    metrics = EpochMetrics(value, 0.5, value, 0.75, 0.5)
+                    now = state if epoch == len(curve) else State.RUNNING
+                    ledger.record(0, [Report(number, epoch, metrics, now, epoch, error)])
         return load(folder.path)
 
     return make
@@ -133,6 +137,19 @@ def test_the_table_shows_what_was_searched_and_what_came_of_it(make_run):
     ]
     complete = found.ranked().head(1)
     assert "complete" not in shown(trial_table(found, complete, "the best"))
+
+
+def test_a_mean_that_ranks_trials_is_shown(make_run):
+    """A column before the last loss, and the epochs that it is of in the summary."""
+    curves = {0: [0.9, 0.9, 0.9, 0.9, 0.1], 1: [0.9, 0.9, 0.9, 0.3, 0.5]}
+    found = make_run({number: (State.COMPLETE, curve) for number, curve in curves.items()})
+    text = shown(trial_table(found, found.ranked(), "all"))
+    assert "mean" in text
+    assert [line.split()[:4] for line in text.splitlines()[-2:]] == [
+        ["1", "0.4000", "0.5000", "0.7500"],
+        ["0", "0.5000", "0.1000", "0.7500"],
+    ]
+    assert "Best: trial 1, validation_loss 0.4000 on average of epochs 4 to 5." in summary(found)
 
 
 def test_the_summary_says_how_it_went_and_what_to_do_next(make_run):

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tune_softmax.metrics import State
+from tune_softmax.metrics import State, trial_value
 from tune_softmax.progress import Snapshot
 from tune_softmax.worker import PackTask
 
@@ -118,7 +118,8 @@ class Dispatcher:
                 self._parked[len(self.curves[trial.number])][trial.number] = trial.config
             elif not trial.state.is_final:
                 left[self._view(trial.number, trial.config)][trial.number] = trial.config
-            self._note_best(trial.number, trial.state)
+            if trial.state is State.COMPLETE:
+                self._note_best(trial.number, trial.config)
         for configs in left.values():
             self._again += _chunks(configs, self.pack_size)
 
@@ -286,18 +287,17 @@ class Dispatcher:
             self._tell(number, State.FAIL)
 
     def _finish(self, ray_id: str, number: int, state: State) -> None:
-        del self._live[ray_id][number]
+        config = self._live[ray_id].pop(number)
         self._tell(number, state)
+        if state is State.COMPLETE:
+            self._note_best(number, config)
 
     def _tell(self, number: int, state: State) -> None:
         self._states[number] = state
         self._agenda.tell(number, state, self.curves[number])
-        self._note_best(number, state)
 
-    def _note_best(self, number: int, state: State) -> None:
-        if state is not State.COMPLETE:
-            return
-        value = self.curves[number][-1]
+    def _note_best(self, number: int, config: Config) -> None:
+        value = trial_value(self.curves[number], config.learning_rate_schedule)
         sign = 1 if self._experiment.search.mode == "min" else -1
         if self._best is None or sign * value < sign * self._best[1]:
             self._best = (number, value)

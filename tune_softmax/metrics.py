@@ -1,10 +1,30 @@
 """What is measured of a trial at an epoch, and what may become of it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from math import isfinite
+from math import ceil, isfinite
+from statistics import fmean
+from typing import TYPE_CHECKING
 
-__all__ = ["CURVES", "EpochMetrics", "FinalTest", "Report", "State"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tune_softmax.config import Schedule
+
+__all__ = [
+    "CURVES",
+    "EpochMetrics",
+    "FinalTest",
+    "Report",
+    "State",
+    "num_averaged",
+    "trial_value",
+]
+
+# Of a trial's epochs, with a constant learning rate.
+AVERAGED_FRACTION = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +53,32 @@ class EpochMetrics:
 
 
 CURVES: tuple[str, ...] = tuple(field.name for field in fields(EpochMetrics))[:4]
+
+
+def num_averaged(num_epochs: int, schedule: Schedule) -> int:
+    """Return over how many of its last epochs a trial's value is the mean.
+
+    With a constant learning rate SGD ends nowhere: weights wander around a point, and the loss
+    with them, the further the higher the rate (Dieuleveut, Durmus and Bach 2020, "Bridging the gap
+    between constant step size stochastic gradient descent and Markov chains"). The lowest last
+    loss of many such trials is of one that wanders far and was lucky. A rate that falls to zero
+    brings the weights to rest; then the last loss says most.
+
+    Args:
+        num_epochs: Trained so far, at least 1.
+        schedule: Of the trial's learning rate.
+    """
+    return ceil(num_epochs * AVERAGED_FRACTION) if schedule == "constant" else 1
+
+
+def trial_value(curve: Sequence[float], schedule: Schedule) -> float:
+    """Return what a trial is ranked by; see `num_averaged`.
+
+    Args:
+        curve: The metric after each epoch, at least one.
+        schedule: Of the trial's learning rate.
+    """
+    return fmean(curve[-num_averaged(len(curve), schedule) :])
 
 
 class State(StrEnum):

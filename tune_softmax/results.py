@@ -13,7 +13,7 @@ import pandas as pd
 from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import DamagedRunError, ResultsError
 from tune_softmax.ledger import Ledger
-from tune_softmax.metrics import CURVES, State
+from tune_softmax.metrics import CURVES, State, num_averaged
 from tune_softmax.notebook import html
 from tune_softmax.run_folder import RunFolder
 
@@ -37,8 +37,9 @@ class Best:
     Attributes:
         number: The trial's number.
         metric: By which it is the best.
-        value: The metric after the trial's last epoch.
-        epoch: The epoch that the value is of, the trial's last.
+        value: The metric by `metrics.trial_value`.
+        epoch: The trial's last.
+        num_averaged: Over how many epochs, up to that one, the value is the mean.
         config: Its hyperparameters.
     """
 
@@ -46,7 +47,14 @@ class Best:
     metric: str
     value: float
     epoch: int
+    num_averaged: int
     config: Config
+
+    @property
+    def span(self) -> str:
+        """Which epochs the value is of, in words."""
+        first = self.epoch - self.num_averaged + 1
+        return f"epochs {first} to {self.epoch}" if first < self.epoch else f"epoch {self.epoch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,9 @@ class Results:
         folder: Where the run is.
         experiment: What was asked.
         trials: One row a trial, failed and stopped ones too: `number`, `state`, each
-            hyperparameter under its own name, `last_` and `best_` validation loss and accuracy,
+            hyperparameter under its own name, `value` (what it is ranked by: the experiment's
+            metric after the last epoch, or its mean over the last epochs, see
+            `metrics.num_averaged`), `last_` and `best_` validation loss and accuracy,
             `last_` training loss and accuracy, `epochs_trained`, `best_epoch` by the
             experiment's metric, `rung`, `pack`, `attempts`, `seconds` (its share of the packs'
             wall clock), `error`.
@@ -83,7 +93,7 @@ class Results:
         return html(lines, shown)
 
     def best(self) -> Best:
-        """Return the best trial by the experiment's metric after its last epoch.
+        """Return the best trial by its value.
 
         Trials that ran all their epochs come first; a stopped one counts only where there is no
         other, because its configuration asked for more epochs than its value had.
@@ -96,13 +106,15 @@ class Results:
             rows = self.ranked(self.trials[self.trials["state"] == state])
             if len(rows):
                 row = rows.iloc[0]
-                number = int(row["number"])
+                number, epoch = int(row["number"]), int(row["epochs_trained"])
+                config = self.config(number)
                 return Best(
                     number=number,
                     metric=metric,
-                    value=float(row[f"last_{metric}"]),
-                    epoch=int(row["epochs_trained"]),
-                    config=self.config(number),
+                    value=float(row["value"]),
+                    epoch=epoch,
+                    num_averaged=num_averaged(epoch, config.learning_rate_schedule),
+                    config=config,
                 )
         raise ResultsError(f"{self.folder.path}: no trial has a result yet")
 
@@ -127,10 +139,9 @@ class Results:
     def ranked(self, trials: pd.DataFrame | None = None) -> pd.DataFrame:
         """Return trials that have a value, the best first."""
         rows = self.trials if trials is None else trials
-        column = f"last_{self.experiment.search.metric}"
         ascending = self.experiment.search.mode == "min"
-        valued = rows.dropna(subset=[column])
-        return valued.sort_values([column, "number"], ascending=[ascending, True])
+        valued = rows.dropna(subset=["value"])
+        return valued.sort_values(["value", "number"], ascending=[ascending, True])
 
     def count(self, *states: State) -> int:
         """Return how many trials are in any of the given states."""
@@ -190,19 +201,32 @@ def _trial_frame(
     measured["seconds"] = by_trial["seconds"].sum()
     frame = frame.join(measured, on="number")
     order = [
-        *("number", "state", *HYPERPARAMETERS),
+        *("number", "state", *HYPERPARAMETERS, "value"),
         *(f"{which}_{curve}" for curve in CURVES[2:] for which in ("last", "best")),
         *(f"last_{curve}" for curve in CURVES[:2]),
         *("epochs_trained", "best_epoch", "rung", "pack", "attempts", "seconds", "error"),
     ]
     frame["epochs_trained"] = frame["epochs_trained"].fillna(0)
     frame["seconds"] = frame["seconds"].fillna(0.0)
+    frame["value"] = _values(frame, epochs, experiment.search.metric)
     types = dict.fromkeys(order, "float64")
     types |= dict.fromkeys(["state", "learning_rate_schedule", "error"], "str")
     types |= dict.fromkeys(["best_epoch", "rung"], "Int64")
     integers = ["number", "batch_size", "num_epochs", "hidden_units"]
     types |= dict.fromkeys([*integers, "epochs_trained", "pack", "attempts"], "int64")
     return frame[order].astype(types)
+
+
+def _values(trials: pd.DataFrame, epochs: pd.DataFrame, metric: str) -> pd.Series[float]:
+    """Return every trial's value; NaN for one that has trained no epoch, or diverged."""
+    trained, schedules = trials["epochs_trained"], trials["learning_rate_schedule"]
+    widths = [num_averaged(int(n), s) if n else 0 for n, s in zip(trained, schedules, strict=True)]
+    before = (trained - widths).set_axis(trials["number"])
+    kept = epochs[epochs["epoch"] > epochs["trial"].map(before)]
+    means = kept.groupby("trial")[metric].mean()
+    last = trials[f"last_{metric}"]
+    # A mean leaves NaN out; where the last epoch has none, there is no value.
+    return trials["number"].map(means).where(last.notna())
 
 
 def _plain(value: object) -> object:

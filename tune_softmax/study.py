@@ -21,7 +21,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_softmax.agenda import Task, View
-from tune_softmax.metrics import State
+from tune_softmax.metrics import State, trial_value
 from tune_softmax.sampler_view import sampler_view
 from tune_softmax.seeding import derive_seed
 from tune_softmax.space import Choice, IntRange, LogUniform, Uniform
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tune_softmax.space import Domain, Space, Value
     from tune_softmax.warm_start import Past
 
-__all__ = ["Study", "distribution"]
+__all__ = ["Study", "distribution", "recorded_value"]
 
 # A search of fewer rounds would leave the sampler little to learn from; with 16 it is sooner done,
 # and misses the optimum more often, see docs/search.md.
@@ -48,7 +48,6 @@ _FINAL = {
     State.PRUNED: TrialState.PRUNED,
     State.FAIL: TrialState.FAIL,
 }
-_VALUED = {State.COMPLETE, State.PRUNED}  # those whose last epoch Optuna takes as their value
 
 
 class Study:
@@ -125,14 +124,15 @@ class Study:
         Args:
             number: The trial's number.
             state: COMPLETE, PRUNED or FAIL.
-            curve: The metric after each epoch; the last is the trial's value.
+            curve: The metric after each epoch; for a complete trial's value see `trial_value`.
         """
         frozen = self._study.get_trials(deepcopy=False)[self._num_past + number]
         trial = optuna.Trial(self._study, frozen._trial_id)  # noqa: SLF001 - no public way back
         for epoch, value in enumerate(curve, 1):
             trial.report(value, epoch)
         if state is State.COMPLETE:
-            self._study.tell(trial, curve[-1])
+            schedule = self._space.config(frozen.params).learning_rate_schedule
+            self._study.tell(trial, trial_value(curve, schedule))
         else:
             self._study.tell(trial, state=_FINAL[state])
 
@@ -150,7 +150,7 @@ class Study:
         self._study.add_trial(
             create_trial(
                 state=_FINAL.get(state, TrialState.RUNNING),
-                value=curve[-1] if curve and state in _VALUED else None,
+                value=recorded_value(config, state, curve),
                 params={name: getattr(config, name) for name in self._distributions},
                 distributions=self._distributions,
                 intermediate_values=dict(enumerate(curve, 1)) if state.is_final else None,
@@ -249,6 +249,18 @@ class _Tpe(optuna.samplers.TPESampler):
         """Return the whole space: every trial of ours has it."""
         del study, trial
         return self._known
+
+
+def recorded_value(config: Config, state: State, curve: Sequence[float]) -> float | None:
+    """Return what Optuna holds as a trial's value: a stopped one's last, as it demands."""
+    if not curve:
+        return None
+    match state:
+        case State.COMPLETE:
+            return trial_value(curve, config.learning_rate_schedule)
+        case State.PRUNED:
+            return curve[-1]
+    return None
 
 
 def distribution(domain: Domain) -> BaseDistribution:

@@ -24,7 +24,7 @@ from tune_softmax import experiment as experiments
 from tune_softmax.errors import ResultsError, StorageError
 from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
-from tune_softmax.study import distribution
+from tune_softmax.study import distribution, recorded_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -329,8 +329,9 @@ def _rows(
             for key, value in attributes.items()
         ],
     }
-    value = getattr(curve[-1][1], metric) if curve else math.nan
-    if trial.state in {State.COMPLETE, State.PRUNED} and not math.isnan(value):
+    values = [getattr(metrics, metric) for _, metrics in curve]
+    value = recorded_value(trial.config, trial.state, values)
+    if value is not None and not math.isnan(value):
         rows["trial_values"] = [{**identity, "objective": 0, **_stored(value, "value")}]
     return rows
 

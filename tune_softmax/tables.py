@@ -34,6 +34,10 @@ def trial_table(results: Results, rows: pd.DataFrame, title: str) -> Table:
     searched = list(results.experiment.space.searched)
     columns = ["number", "last_validation_loss", "last_validation_accuracy", "epochs_trained"]
     names = ["trial", "validation_loss", "validation_accuracy", "epochs"]
+    metric = results.experiment.search.metric
+    if not rows["value"].equals(rows[f"last_{metric}"]):
+        columns.insert(1, "value")
+        names.insert(1, f"mean_{metric}")
     if len(set(rows["state"])) > 1:
         columns.append("state")
         names.append("state")
@@ -68,8 +72,9 @@ def summary(results: Results) -> list[str]:
         lines += [f"Failed most often because: {reason}" for reason in reasons.index[:1]]
     if complete + pruned:
         best = results.best()
+        when = "on average of" if best.num_averaged > 1 else "after"
         lines.append(
-            f"Best: trial {best.number}, {best.metric} {best.value:.4f} after epoch {best.epoch}."
+            f"Best: trial {best.number}, {best.metric} {best.value:.4f} {when} {best.span}."
         )
     lines += [
         "",
@@ -146,6 +151,6 @@ def _json_value(value: object) -> object:
 def _cell(column: str, value: object) -> str:
     if column == "state":
         return str(value).lower()
-    if column.endswith(("_loss", "_accuracy")):
+    if column == "value" or column.endswith(("_loss", "_accuracy")):
         return f"{value:.4f}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

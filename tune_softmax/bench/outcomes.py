@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from tune_softmax.bench.anew import mean_and_error
 from tune_softmax.bench.task import GRACE_PERIOD, NUM_EPOCHS, NUM_WORKERS, REDUCTION_FACTOR
-from tune_softmax.bench.trace import Report, best_after, winner_after
+from tune_softmax.bench.trace import Report, best_after, curves_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tune_softmax.bench.ways import Way
+    from tune_softmax.bench.ways import Answer, Way
     from tune_softmax.config import Config
 
 __all__ = ["TIME_POINTS_S", "Outcome", "Row"]
@@ -45,10 +45,9 @@ class Outcome:
         """Say whether what it had by then is what it would have had without a time limit."""
         return self.is_whole or seconds <= self.wall_s
 
-    def winner_after(self, seconds: float) -> Config | None:
-        """Return the configuration with the least loss by then, where that is known."""
-        winner = winner_after(self.reports, seconds)
-        return self.configs.get(winner.trial) if winner else None
+    def winner_after(self, seconds: float, answer: Answer) -> Config | None:
+        """Return the configuration of the best trial by then, where that is known."""
+        return self.configs.get(answer(curves_until(self.reports, seconds)) or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ class Row:
         """
         means = []
         for one in self.outcomes:
-            winner = one.winner_after(seconds)
+            winner = one.winner_after(seconds, self.way.answer)
             is_known = seconds == inf or one.is_known_after(seconds)
             if winner is None or winner not in self.anew or not is_known:
                 return None

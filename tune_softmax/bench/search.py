@@ -131,7 +131,7 @@ def _with_winners_anew(
         for row in rows
         for one in row.outcomes
         for seconds in (*TIME_POINTS_S, inf)
-        if (winner := one.winner_after(seconds))
+        if (winner := one.winner_after(seconds, row.way.answer))
     )
     if not winners or not num_seeds:
         return rows

@@ -50,7 +50,7 @@ def _anew(rows: Sequence[Row]) -> list[str]:
     over = f", means of {searches} searches ± standard errors" if searches > 1 else ""
     return [
         "",
-        f"the configurations that were best, {asked}; validation loss in the end{over}",
+        f"what each way calls its best configuration, {asked}; validation loss in the end{over}",
         aligned(table),
     ]
 
@@ -144,7 +144,7 @@ def to_json(rows: Sequence[Row], conditions: Conditions) -> str:
 def _winners(row: Row, outcome: Outcome) -> dict[str, Any]:
     """Return each time point's winner and its losses trained anew, those that are known."""
     winners = {
-        "end" if seconds == inf else str(seconds): outcome.winner_after(seconds)
+        "end" if seconds == inf else str(seconds): outcome.winner_after(seconds, row.way.answer)
         for seconds in (inf, *TIME_POINTS_S)
         if seconds == inf or outcome.is_known_after(seconds)
     }

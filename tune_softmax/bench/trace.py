@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["Report", "Trace", "best_after", "read", "read_configs", "winner_after"]
+__all__ = ["Report", "Trace", "best_after", "curves_until", "read", "read_configs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def best_after(reports: Iterable[Report], seconds: float) -> float | None:
     """Return the least finite loss reported by then, or None where there was none."""
-    winner = winner_after(reports, seconds)
-    return None if winner is None else winner.loss
+    losses = (one.loss for one in reports if one.seconds <= seconds and isfinite(one.loss))
+    return min(losses, default=None)
 
 
-def winner_after(reports: Iterable[Report], seconds: float) -> Report | None:
-    """Return the report of the least finite loss by then, the first of equal ones."""
-    known = (one for one in reports if one.seconds <= seconds and isfinite(one.loss))
-    return min(known, key=lambda one: one.loss, default=None)
+def curves_until(reports: Iterable[Report], seconds: float) -> dict[str, list[float]]:
+    """Return each trial's losses reported by then, from its first on."""
+    curves: defaultdict[str, list[float]] = defaultdict(list)
+    for one in reports:
+        if one.seconds <= seconds:
+            curves[one.trial].append(one.loss)
+    return dict(curves)

@@ -85,6 +85,11 @@ def _found(inputs: Inputs, search: Results, best: Best | None) -> str:
         f"{rank}, with validation loss {row['last_validation_loss']:.4f} and validation accuracy "
         f"{row['last_validation_accuracy']:.4f} after {_count(best.epoch, 'epoch')}"
     )
+    if best.num_averaged > 1:
+        text += (
+            f"; it is ranked by the mean of {best.span}, {best.value:.4f}, because with a "
+            "constant learning rate a loss goes on going up and down"
+        )
     if inputs.path is None:
         return f"{text}."
     optimum = inputs.path["validation_loss"].min()

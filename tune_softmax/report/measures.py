@@ -156,13 +156,11 @@ def spending(trials: pd.DataFrame) -> Spending:
     )
 
 
-def history(trials: pd.DataFrame, metric: str, mode: str) -> pd.DataFrame:
+def history(trials: pd.DataFrame, mode: str) -> pd.DataFrame:
     """Return the best value so far, trial by trial.
 
     Args:
         trials: Every trial of the run.
-        metric: `validation_loss` or `validation_accuracy`; its value after a trial's last epoch
-            counts, of complete trials alone.
         mode: "min" or "max": which values are better.
 
     Returns:
@@ -171,7 +169,7 @@ def history(trials: pd.DataFrame, metric: str, mode: str) -> pd.DataFrame:
         the trials' shares summed in the order of their numbers.
     """
     trained = trials[trials["epochs_trained"] > 0].sort_values("number")
-    value = trained[f"last_{metric}"].where(trained.index.isin(completed(trained).index))
+    value = trained["value"].where(trained.index.isin(completed(trained).index))
     best = value.cummin() if mode == "min" else value.cummax()
     return pd.DataFrame(
         {

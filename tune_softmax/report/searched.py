@@ -181,7 +181,7 @@ def rungs(search: Results) -> Section:
 def progress(inputs: Inputs, search: Results) -> Section:
     """Return the best value and the regret over the search."""
     asked = search.experiment.search
-    history = measures.history(search.trials, asked.metric, asked.mode)
+    history = measures.history(search.trials, asked.mode)
     heading = "Best value over the search"
     if history["best"].dropna().empty:
         return Section("progress", heading, [Paragraph("No trial is complete yet.")])

@@ -73,6 +73,9 @@ def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
         ("validation accuracy", f"{row['last_validation_accuracy']:.4f}"),
         ("training loss", f"{row['last_train_loss']:.4f}"),
     ]
+    if best.num_averaged > 1:
+        name = best.metric.replace("_", " ")
+        rows.append((f"mean {name}, {best.span}", f"{best.value:.4f}"))
     parts.append(Facts(rows))
     if inputs.confirmation is not None and len(inputs.confirmation.winners):
         parts += tested.confirmed(inputs.confirmation)

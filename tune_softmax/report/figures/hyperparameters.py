@@ -61,9 +61,9 @@ def study(trials: pd.DataFrame, epochs: pd.DataFrame, experiment: Experiment) ->
         for number, part in epochs.groupby("trial")
     }
     states = {State.PRUNED: TrialState.PRUNED, State.FAIL: TrialState.FAIL}
-    whole = set(completed(trials, f"last_{metric}")["number"])
+    whole = set(completed(trials, "value")["number"])
     rebuilt = []
-    columns = ["number", "state", f"last_{metric}", *distributions]
+    columns = ["number", "state", "value", *distributions]
     for number, state, value, *row in trials[columns].astype(object).itertuples(index=False):
         params = dict(zip(distributions, row, strict=True))
         wrong = [name for name, given in params.items() if not space.contains(name, given)]
