@@ -71,7 +71,7 @@ def test_products_have_the_shapes_of_the_pack(monkeypatch):
     shapes = {}
     monkeypatch.setattr(
         packed,
-        "_time_group_products",
+        "time_products",
         lambda rows, num_trials, _width, _data: shapes.setdefault((rows, num_trials), 1.0),
     )
     bench_packed(**{**TINY, "pack_sizes": (4,), "repeats": 1})

@@ -32,6 +32,8 @@ ORDER = [
     "strict_yaml",
     "problems",
     "space",
+    "sections",
+    "conflicts",
     "remedy_options",
     "experiment",
     "arrays",
@@ -50,6 +52,7 @@ ORDER = [
     "packed",
     "bench.forms",
     "bench.conditions",
+    "bench.floor",
     "bench.packed",
     "ledger_tables",
     "sqlite_file",
@@ -152,7 +155,7 @@ ORDER = [
 ENGINE = [
     *("arrays", "native", "draws", "tensors", "augmentation", "model", "training", "curvature"),
     *("optimum", "steps", "products", "torch_groups", "native_group", "packed"),
-    *("bench.forms", "bench.conditions", "bench.packed"),
+    *("bench.forms", "bench.conditions", "bench.floor", "bench.packed"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics", "environment"]
 # Scripts that search as other projects do, with these projects' libraries; nothing imports them.
@@ -375,6 +378,7 @@ NOT_LISTED = {"logger"}
 LISTED_FROM_ELSEWHERE = {
     "experiment": {
         *("Choice", "Domain", "IntRange", "LogUniform", "Space", "Uniform", "Value"),
+        *("Asha", "Dataset", "DatasetName", "ModelOptions", "Resources", "Search"),
         "RemedyOptions",
     },
     "lean_tune": {"tune"},

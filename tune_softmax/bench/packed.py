@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil, gcd, prod
@@ -19,19 +18,17 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from tune_softmax.bench.conditions import Conditions
+from tune_softmax.bench.floor import synchronize, time_products
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.config import Config, Precision
 from tune_softmax.errors import ExperimentError, TuneSoftmaxError
 from tune_softmax.packed import Pack, plan_groups
 from tune_softmax.products import check_precision
 from tune_softmax.tensors import Images, TensorData
-from tune_softmax.torch_groups import EVALUATION_ROWS
 from tune_softmax.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from torch import Tensor
 
     from tune_softmax.metrics import EpochMetrics
 
@@ -339,7 +336,7 @@ def _time_training(way: _Way, data: TensorData, precision: Precision) -> float:
     """Return seconds per trial-epoch as training reports them, the mean over the way's packs."""
     measured: list[EpochMetrics] = []
     for configs in way.packs:
-        _synchronize(data.device)
+        synchronize(data.device)
         if way.pack_size:
             pack = Pack(configs, data, seed=0, precision=precision)
             measured.extend(pack.train_epoch().values())
@@ -356,85 +353,8 @@ def _time_products(way: _Way, data: TensorData) -> float:
         for numbers in plan_groups(configs, data):
             sizes = [min(configs[number].batch_size, len(data.train)) for number in numbers]
             width = configs[numbers[0]].hidden_units
-            seconds += _time_group_products(gcd(*sizes), len(numbers), width, data)
+            seconds += time_products(gcd(*sizes), len(numbers), width, data)
     return seconds / sum(map(len, way.packs))
-
-
-def _time_group_products(rows: int, num_trials: int, hidden_units: int, data: TensorData) -> float:
-    """Return seconds of one group's products in one epoch: logits, gradients, validation logits.
-
-    They run over the same buffers again and again, so that not even reading the data is counted.
-
-    Args:
-        rows: Images in a micro-batch.
-        num_trials: P; the first products have C * P columns, or H * P.
-        hidden_units: H, or 0; with a hidden layer each trial has a second layer of its own.
-        data: Where the sizes and the device come from.
-    """
-    products = _Products(max(rows, EVALUATION_ROWS), num_trials, hidden_units, data)
-    train_lengths = _split(len(data.train), rows)
-    validation_lengths = _split(len(data.validation), EVALUATION_ROWS)
-    _synchronize(data.device)
-    started = time.perf_counter()
-    for length in train_lengths:
-        products.forward(length)
-        products.backward(length)
-    for length in validation_lengths:
-        products.forward(length)
-    _synchronize(data.device)
-    return time.perf_counter() - started
-
-
-class _Products:
-    """The matrix products of one group and nothing else.
-
-    Args:
-        rows: Images at most.
-        num_trials: P.
-        hidden_units: H, or 0.
-        data: Where D, C and the device come from.
-    """
-
-    def __init__(self, rows: int, num_trials: int, hidden_units: int, data: TensorData) -> None:
-        features, classes = data.num_features + 1, data.num_classes
-        columns = (hidden_units or classes) * num_trials
-        self._inputs = torch.rand(rows, features, device=data.device)
-        self._weights = torch.rand(features, columns, device=data.device)
-        self._outputs = torch.empty(rows, columns, device=data.device)
-        self._gradient = torch.empty(features, columns, device=data.device)
-        self._second: tuple[Tensor, Tensor, Tensor] | None = None
-        if hidden_units:
-            shape = (num_trials, hidden_units)
-            self._second = (
-                torch.rand(*shape, classes, device=data.device),
-                torch.rand(num_trials, rows, hidden_units, device=data.device),
-                torch.rand(num_trials, rows, classes, device=data.device),
-            )
-
-    def forward(self, length: int) -> None:
-        """Multiply for the logits of so many images."""
-        torch.mm(self._inputs[:length], self._weights, out=self._outputs[:length])
-        if self._second is not None:
-            weights, hidden, _ = self._second
-            torch.bmm(hidden[:, :length], weights)  # (P, B, C)
-
-    def backward(self, length: int) -> None:
-        """Multiply for the gradients from so many images."""
-        if self._second is not None:
-            weights, hidden, residual = self._second
-            torch.bmm(hidden[:, :length].mT, residual[:, :length])  # (P, H, C)
-            torch.bmm(residual[:, :length], weights.mT)  # (P, B, H)
-        torch.mm(self._inputs[:length].T, self._outputs[:length], out=self._gradient)
-
-
-def _split(total: int, length: int) -> list[int]:
-    """Return the lengths of a walk over `total` rows, the last one shorter where it must be."""
-    return [min(length, total - start) for start in range(0, total, length)]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""The floor of packed training: its matrix products alone, at the speed torch does them here."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from tune_softmax.torch_groups import EVALUATION_ROWS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tune_softmax.tensors import TensorData
+
+__all__ = ["synchronize", "time_products"]
+
+
+def time_products(rows: int, num_trials: int, hidden_units: int, data: TensorData) -> float:
+    """Return seconds of one group's products in one epoch: logits, gradients, validation logits.
+
+    They run over the same buffers again and again, so that not even reading the data is counted.
+
+    Args:
+        rows: Images in a micro-batch.
+        num_trials: P; the first products have C * P columns, or H * P.
+        hidden_units: H, or 0; with a hidden layer each trial has a second layer of its own.
+        data: Where the sizes and the device come from.
+    """
+    products = _Products(max(rows, EVALUATION_ROWS), num_trials, hidden_units, data)
+    train_lengths = _split(len(data.train), rows)
+    validation_lengths = _split(len(data.validation), EVALUATION_ROWS)
+    synchronize(data.device)
+    started = time.perf_counter()
+    for length in train_lengths:
+        products.forward(length)
+        products.backward(length)
+    for length in validation_lengths:
+        products.forward(length)
+    synchronize(data.device)
+    return time.perf_counter() - started
+
+
+class _Products:
+    """The matrix products of one group and nothing else.
+
+    Args:
+        rows: Images at most.
+        num_trials: P.
+        hidden_units: H, or 0.
+        data: Where D, C and the device come from.
+    """
+
+    def __init__(self, rows: int, num_trials: int, hidden_units: int, data: TensorData) -> None:
+        features, classes = data.num_features + 1, data.num_classes
+        columns = (hidden_units or classes) * num_trials
+        self._inputs = torch.rand(rows, features, device=data.device)
+        self._weights = torch.rand(features, columns, device=data.device)
+        self._outputs = torch.empty(rows, columns, device=data.device)
+        self._gradient = torch.empty(features, columns, device=data.device)
+        self._second: tuple[Tensor, Tensor, Tensor] | None = None
+        if hidden_units:
+            shape = (num_trials, hidden_units)
+            self._second = (
+                torch.rand(*shape, classes, device=data.device),
+                torch.rand(num_trials, rows, hidden_units, device=data.device),
+                torch.rand(num_trials, rows, classes, device=data.device),
+            )
+
+    def forward(self, length: int) -> None:
+        """Multiply for the logits of so many images."""
+        torch.mm(self._inputs[:length], self._weights, out=self._outputs[:length])
+        if self._second is not None:
+            weights, hidden, _ = self._second
+            torch.bmm(hidden[:, :length], weights)  # (P, B, C)
+
+    def backward(self, length: int) -> None:
+        """Multiply for the gradients from so many images."""
+        if self._second is not None:
+            weights, hidden, residual = self._second
+            torch.bmm(hidden[:, :length].mT, residual[:, :length])  # (P, H, C)
+            torch.bmm(residual[:, :length], weights.mT)  # (P, B, H)
+        torch.mm(self._inputs[:length].T, self._outputs[:length], out=self._gradient)
+
+
+def _split(total: int, length: int) -> list[int]:
+    """Return the lengths of a walk over `total` rows, the last one shorter where it must be."""
+    return [min(length, total - start) for start in range(0, total, length)]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all it was asked; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
