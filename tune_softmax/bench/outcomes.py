@@ -47,7 +47,8 @@ class Outcome:
 
     def winner_after(self, seconds: float, answer: Answer) -> Config | None:
         """Return the configuration of the best trial by then, where that is known."""
-        return self.configs.get(answer(curves_until(self.reports, seconds)) or "")
+        trial = answer(curves_until(self.reports, seconds))
+        return None if trial is None else self.configs.get(trial)
 
 
 @dataclass(frozen=True, slots=True)

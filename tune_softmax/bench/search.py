@@ -216,12 +216,13 @@ class _Ledger:
 
     def _rows(self) -> list[tuple[int, int, float | None]]:
         columns = (EPOCHS.c.number, EPOCHS.c.epoch, EPOCHS.c.validation_loss)
+        asked = sa.select(*columns).order_by(EPOCHS.c.number, EPOCHS.c.epoch)
         try:
             with (
                 closing(SqliteFile(self._path, writable=False)) as storage,
                 storage.engine.connect() as connection,
             ):
-                rows = connection.execute(sa.select(*columns)).all()
+                rows = connection.execute(asked).all()
         except (TuneSoftmaxError, sa.exc.DBAPIError):
             return []  # not there yet, or just being made or closed: the next look will tell
         return [(row.number, row.epoch, row.validation_loss) for row in rows]
