@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -30,8 +31,10 @@ def sampler_view(
     short trials are known long before long ones: a sampler that sees all of them asks for more
     and more short ones. So only trials count that have reached the highest rung that at least
     `MIN_SEEN` have reached, as in Falkner et al. 2018, "BOHB: Robust and Efficient Hyperparameter
-    Optimization at Scale", section 3.2. Those that go on count as stopped where they are; those
-    that have not come so far count as running, for the sampler to keep away from.
+    Optimization at Scale", section 3.2, each by what it was there, whatever became of it: the mean
+    over the second half of the epochs up to the rung, because a single loss is luck as well (see
+    `metrics.num_averaged`). Those that have not come so far and go on count as running, for the
+    sampler to keep away from.
 
     Args:
         trials: All that were asked for, in order; intermediate values are by epoch.
@@ -50,11 +53,10 @@ def sampler_view(
     seen: list[FrozenTrial] = []
     learnt: list[FrozenTrial] = []
     for trial in known:
-        is_running = trial.state is TrialState.RUNNING
         if level and _num_epochs(trial) >= level:
-            seen.append(_stopped(trial) if is_running else trial)
+            seen.append(_at_rung(trial, level))
             learnt.append(seen[-1])
-        elif is_running:
+        elif trial.state is TrialState.RUNNING:
             seen.append(trial)
         elif not level:
             seen.append(trial)
@@ -72,14 +74,13 @@ def _num_epochs(trial: FrozenTrial) -> int:
     return max(trial.intermediate_values, default=0)
 
 
-def _stopped(trial: FrozenTrial) -> FrozenTrial:
-    """Return a running trial as one that was stopped after its last epoch."""
+def _at_rung(trial: FrozenTrial, rung: int) -> FrozenTrial:
+    """Return a trial as one whose end the rung was."""
+    second_half = range(rung // 2 + 1, rung + 1)
     return create_trial(
-        state=TrialState.PRUNED,
-        value=trial.intermediate_values[_num_epochs(trial)],
+        value=fmean(trial.intermediate_values[epoch] for epoch in second_half),
         params=trial.params,
         distributions=trial.distributions,
-        intermediate_values=trial.intermediate_values,
     )
 
 
