@@ -44,6 +44,7 @@ def trials(states):
     rows = [
         {"number": i, "state": state, "learning_rate": 0.1, "batch_size": 64}
         | {f"last_{column}": 1 / (i + 1) for column in columns}
+        | {"value": 1 / (i + 1)}
         for i, state in enumerate(states)
     ]
     return pd.DataFrame(rows)
@@ -61,7 +62,18 @@ def test_a_search_shows_its_best_complete_trials():
     assert "<td>11</td>" not in shown
     assert "<th>learning rate</th>" in shown
     assert "batch size" not in shown
+    assert "<th>mean validation loss</th>" not in shown
     assert repr(found) == "Results(folder=RunFolder(path=PosixPath('runs/x')))"
+
+
+def test_a_mean_that_ranks_trials_is_shown():
+    """Trials whose values are not their last losses, as with a constant learning rate."""
+    frame = trials(["COMPLETE"] * 2).assign(value=[0.1, 0.2])
+    shown = Results(
+        RunFolder(Path("runs/x")), experiment.parse(SEARCHED), frame, pd.DataFrame()
+    )._repr_html_()
+    assert "<th>mean validation loss</th>" in shown
+    assert shown.index("<td>0</td>") < shown.index("<td>1</td>")
 
 
 def test_a_search_that_has_no_complete_trial_says_so():

@@ -86,10 +86,13 @@ class Results:
         ranked = self.ranked(self.trials[self.trials["state"] == State.COMPLETE]).head(_NUM_SHOWN)
         if ranked.empty:
             return html([*lines, "No trial has run all its epochs yet."])
-        lines.append(f"The best by {self.experiment.search.metric.replace('_', ' ')}:")
-        values = [f"last_{curve}" for curve in CURVES]
+        metric = self.experiment.search.metric
+        lines.append(f"The best by {metric.replace('_', ' ')}:")
+        means = ["value"] if self.has_means(ranked) else []
+        values = [*means, *(f"last_{curve}" for curve in CURVES)]
         columns = ["number", *self.experiment.space.searched, *values]
-        shown = ranked[columns].rename(columns=lambda name: name.removeprefix("last_"))
+        shown = ranked[columns].rename(columns={"value": f"mean_{metric}"})
+        shown = shown.rename(columns=lambda name: name.removeprefix("last_"))
         return html(lines, shown)
 
     def best(self) -> Best:
@@ -142,6 +145,10 @@ class Results:
         ascending = self.experiment.search.mode == "min"
         valued = rows.dropna(subset=["value"])
         return valued.sort_values(["value", "number"], ascending=[ascending, True])
+
+    def has_means(self, trials: pd.DataFrame) -> bool:
+        """Say whether any of these trials is ranked by a mean instead of its last epoch."""
+        return not trials["value"].equals(trials[f"last_{self.experiment.search.metric}"])
 
     def count(self, *states: State) -> int:
         """Return how many trials are in any of the given states."""

@@ -34,10 +34,9 @@ def trial_table(results: Results, rows: pd.DataFrame, title: str) -> Table:
     searched = list(results.experiment.space.searched)
     columns = ["number", "last_validation_loss", "last_validation_accuracy", "epochs_trained"]
     names = ["trial", "validation_loss", "validation_accuracy", "epochs"]
-    metric = results.experiment.search.metric
-    if not rows["value"].equals(rows[f"last_{metric}"]):
+    if results.has_means(rows):
         columns.insert(1, "value")
-        names.insert(1, f"mean_{metric}")
+        names.insert(1, f"mean_{results.experiment.search.metric}")
     if len(set(rows["state"])) > 1:
         columns.append("state")
         names.append("state")
