@@ -123,8 +123,9 @@ LOCAL = """
 import json, os, subprocess, sys, time
 import ray
 from ray.tune.execution import class_cache
-from tune_softmax.cluster import connect, in_running_workers
+from tune_softmax.cluster import connect
 from tune_softmax.experiment import Resources
+from tune_softmax.tune_workers import in_running_workers
 
 class Trainable:
     process = lambda self: os.getpid()

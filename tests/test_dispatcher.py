@@ -85,15 +85,30 @@ def test_in_the_end_every_place_takes_its_share(ledger):
     second = dispatcher.next_pack("b")
     report(dispatcher, "b", second, dict.fromkeys(second.tasks, State.PRUNED), 1)
     dispatcher.end("b", "over")
-    waiting = park(dispatcher, "c", 5)
-    one = dispatcher.next_pack("d")
-    assert len(one.tasks) == 3
+    dispatcher.next_pack("last but one")
     report(dispatcher, "a", first, dict.fromkeys(first.tasks, State.PRUNED), 1)
     dispatcher.end("a", "over")
-    other = dispatcher.next_pack("e")
-    assert len(other.tasks) == 1
+    waiting = park(dispatcher, "last", 3)
+    one = dispatcher.next_pack("d")
+    assert len(one.tasks) == 2
     left = [trial.number for trial in ledger.trials() if trial.state is State.PARKED]
-    assert sorted([*one.tasks, *other.tasks, *left]) == waiting
+    assert sorted([*one.tasks, *left]) == waiting
+
+
+@pytest.mark.parametrize(
+    ("num_places", "sizes"),
+    [(1, [8, 8, 8]), (2, [8, 8, 4, 4]), (3, [8, 6, 4, 4, 2]), (8, [4, 4, 4, 4, 4, 4])],
+)
+def test_the_last_new_trials_are_shared_out(ledger, num_places, sizes):
+    """In packs of half the size at least: small ones take longer a trial."""
+    dispatcher = begin(ledger, num_places)
+    given = []
+    while not dispatcher.is_done:
+        task = dispatcher.next_pack("pack")
+        given.append(len(task.tasks))
+        report(dispatcher, "pack", task, dict.fromkeys(task.tasks, State.PRUNED), 1)
+        dispatcher.end("pack", "over")
+    assert given == sizes
 
 
 def test_one_place_takes_all(ledger):
@@ -108,14 +123,14 @@ def test_one_place_takes_all(ledger):
 def test_it_is_done_when_the_last_pack_is_over(ledger):
     """Not before: Ray Tune has still to be told."""
     dispatcher = begin(ledger, num_places=2)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         assert not dispatcher.is_done
         task = dispatcher.next_pack(name)
         report(dispatcher, name, task, dict.fromkeys(task.tasks, State.PRUNED), 1)
         assert not dispatcher.is_done
         dispatcher.end(name, "over")
     assert dispatcher.is_done
-    assert dispatcher.next_pack("d") is None
+    assert dispatcher.next_pack("e") is None
 
 
 @given(seed=st.integers(0, 2**32 - 1), num_places=st.integers(1, 4))

@@ -4,29 +4,39 @@ import subprocess
 import sys
 
 import pytest
+from ray.tune.execution import tune_controller
+
+from tune_softmax.tune_workers import keeping_idle_workers
 
 SHORT_TRIALS = """
 import os, sys, time
 from pathlib import Path
-from tune_softmax.cluster import connect, in_running_workers
-from tune_softmax.driver import _Patient
+from tune_softmax.cluster import connect
 from tune_softmax.experiment import Resources
 from tune_softmax.lean_tune import tune, without_ray_data
+from tune_softmax.tune_workers import Patient, in_running_workers, keeping_idle_workers
 
-folder = Path(sys.argv[1])
+folder, num_trials, in_rounds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "rounds"
 
 class Short(tune.Trainable):
     def setup(self, config):
         (folder / str(os.getpid())).touch()
+        self.seconds = 0
         try:
             (folder / "first").touch(exist_ok=False)
         except FileExistsError:
-            time.sleep(2)
+            if in_rounds:
+                self.seconds = 0.5
+            else:
+                time.sleep(2)
 
     def reset_config(self, new_config):
         return True
 
     def step(self):
+        while in_rounds and len(list(folder.iterdir())) < 3:  # the other has not begun
+            time.sleep(1)
+        time.sleep(self.seconds)
         return {"done": True}
 
 class TwoAtATime(tune.search.Searcher):
@@ -36,9 +46,9 @@ class TwoAtATime(tune.search.Searcher):
         return True
 
     def suggest(self, trial_id):
-        if self.given == 200:
+        if self.given == num_trials:
             return tune.search.Searcher.FINISHED
-        if len(self.live) == 2:
+        if len(self.live) == 2 or in_rounds and self.live and self.given % 2 == 0:
             return None
         self.given += 1
         self.live.add(trial_id)
@@ -55,7 +65,7 @@ with connect(None, resources) as connecting:
     tuner = tune.Tuner(
         tune.with_resources(Short, {"CPU": 1}),
         tune_config=tune.TuneConfig(
-            search_alg=TwoAtATime(), num_samples=-1, reuse_actors=True, scheduler=_Patient()
+            search_alg=TwoAtATime(), num_samples=-1, reuse_actors=True, scheduler=Patient()
         ),
         run_config=tune.RunConfig(
             storage_path=str(cluster.folder / "results"),
@@ -63,16 +73,15 @@ with connect(None, resources) as connecting:
             verbose=0,
         ),
     )
-    with in_running_workers(), without_ray_data():
-        assert len(tuner.fit()) == 200
+    with in_running_workers(), keeping_idle_workers(), without_ray_data():
+        assert len(tuner.fit()) == num_trials
 """
 
 
-@pytest.mark.ray
-def test_a_worker_that_starts_late_is_waited_for(tmp_path):
-    """The other one has ended many packs by then, and takes none of the late one's."""
+def workers(folder, num_trials, manner):
+    """Run short trials, two at a time, and return the workers in which they ran."""
     done = subprocess.run(
-        [sys.executable, "-c", SHORT_TRIALS, str(tmp_path)],
+        [sys.executable, "-c", SHORT_TRIALS, str(folder), str(num_trials), manner],
         capture_output=True,
         text=True,
         check=False,
@@ -80,4 +89,24 @@ def test_a_worker_that_starts_late_is_waited_for(tmp_path):
     if done.stderr.strip() == "this machine has one CPU":
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
-    assert len({path.name for path in tmp_path.iterdir()} - {"first"}) == 2
+    return {path.name for path in folder.iterdir()} - {"first"}
+
+
+@pytest.mark.ray
+def test_a_worker_that_starts_late_is_waited_for(tmp_path):
+    """The other one has ended many packs by then, and takes none of the late one's."""
+    assert len(workers(tmp_path, 200, "at once")) == 2
+
+
+@pytest.mark.ray
+def test_workers_wait_for_their_next_pack(tmp_path):
+    """Both have none until the other's has ended; none is replaced by a new one."""
+    assert len(workers(tmp_path, 12, "rounds")) == 2
+
+
+def test_ray_tune_is_left_as_it_was():
+    """What is replaced for a search is its own again afterwards."""
+    before = tune_controller._ObjectCache
+    with keeping_idle_workers():
+        assert tune_controller._ObjectCache is not before
+    assert tune_controller._ObjectCache is before

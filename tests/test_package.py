@@ -86,6 +86,7 @@ ORDER = [
     "local_ray",
     "cluster",
     "lean_tune",
+    "tune_workers",
     "worker",
     "dispatcher",
     "driver",
@@ -248,7 +249,18 @@ def test_the_two_ways_to_train_do_not_know_each_other():
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("ray", {"driver", "worker", "lean_tune", "local_ray", "cluster", "bench.probes"}),
+        (
+            "ray",
+            {
+                "driver",
+                "worker",
+                "lean_tune",
+                "tune_workers",
+                "local_ray",
+                "cluster",
+                "bench.probes",
+            },
+        ),
         ("optuna", {"sampler_view", "study", "study_file", "report.figures.hyperparameters"}),
     ],
 )

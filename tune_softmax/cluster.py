@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.experiment import Resources
 
-__all__ = ["Cluster", "Node", "connect", "in_running_workers"]
+__all__ = ["Cluster", "Node", "connect"]
 
 logger = logging.getLogger("tune_softmax")
 
@@ -155,29 +155,6 @@ def connect(address: str | None, resources: Resources) -> Iterator[Future[Cluste
             gc.enable()
             shutil.rmtree(folder, ignore_errors=True)
             _remove_left(folder.parent)
-
-
-@contextmanager
-def in_running_workers() -> Iterator[None]:
-    """Let Ray Tune's trials, as long as the context lasts, run in workers that Ray has started.
-
-    It asks for workers of their own, with a variable set that keeps PyTorch Lightning from
-    forking, and with credentials for S3 and options of Ray Train where the driver has them. A
-    pack uses none of these, every worker takes a second of processor time to start, and a local
-    cluster could not make such workers at all.
-    """
-    from ray.tune.execution import class_cache
-
-    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
-    variables = [getattr(class_cache, name) for name in names if hasattr(class_cache, name)]
-    kept = [found.copy() for found in variables]
-    for found in variables:
-        found.clear()
-    try:
-        yield
-    finally:
-        for found, before in zip(variables, kept, strict=True):
-            found.update(before)
 
 
 def _connect(

@@ -188,13 +188,22 @@ class Dispatcher:
         if self._again:
             return 0, self._again.popleft()
         if not any(self._parked.values()):
-            return 0, self._agenda.ask(self.pack_size, self.curves)
+            return 0, self._agenda.ask(self._num_new(), self.curves)
         epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch))
         waiting = self._parked[epoch]
         is_last = len(self._states) == self._agenda.num_trials
         share = -(-len(waiting) // self.num_places) if is_last else self.pack_size
         numbers = sorted(waiting)[: min(share, self.pack_size)]
         return epoch, {number: waiting.pop(number) for number in numbers}
+
+    def _num_new(self) -> int:
+        """Return how many new trials a pack gets: all that fit, but in the end a place's share.
+
+        A share is half a pack at least, for small packs take longer a trial.
+        """
+        left = self._agenda.num_trials - len(self._states)
+        share = max(-(-left // self.num_places), -(-self.pack_size // 2))
+        return min(self.pack_size, share)
 
     def take(self, ray_id: str, result: PackResult) -> None:
         """Record a pack's report."""

@@ -18,10 +18,10 @@ from ray.exceptions import OutOfMemoryError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_softmax.asha import Referee, Rungs
-from tune_softmax.cluster import in_running_workers
 from tune_softmax.dispatcher import Dispatcher
 from tune_softmax.errors import TuneSoftmaxError
 from tune_softmax.lean_tune import tune, without_ray_data
+from tune_softmax.tune_workers import Patient, in_running_workers, keeping_idle_workers
 from tune_softmax.worker import PackTrainable, Settings
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_PackSearcher(dispatcher),
-            scheduler=_Patient(),
+            scheduler=Patient(),
             num_samples=-1,  # `_Watch` ends the loop
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"pack-{trial.config['task'].pack}",
@@ -141,7 +141,7 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
             callbacks=[_Watch(dispatcher, job.should_stop, experiment.resources.report_timeout_s)],
         ),
     )
-    with in_running_workers(), without_ray_data():
+    with in_running_workers(), keeping_idle_workers(), without_ray_data():
         tuner.fit()
 
 
@@ -162,18 +162,6 @@ def _start_referee(job: Job, rungs: Rungs | None, curves: Mapping[int, list[floa
         recorded = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
         referee.replay.remote(recorded)
     return referee
-
-
-class _Patient(tune.schedulers.FIFOScheduler):
-    """Leaves a pack to the worker that is starting for it.
-
-    Ray Tune's own scheduler names a pack that waits, and a worker that is free takes it at once;
-    the one that was starting is ended, and a new one started for the next pack. Where packs take
-    less time than workers to start, that goes on to the end, and one place does the work of two.
-    """
-
-    def choose_trial_to_run(self, tune_controller: object) -> None:
-        """Name none: Ray Tune then starts packs in their order, each where there is room."""
 
 
 class _PackSearcher(tune.search.Searcher):

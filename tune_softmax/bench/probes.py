@@ -11,9 +11,10 @@ from typing import Any
 
 import ray
 
-from tune_softmax.cluster import connect, in_running_workers
+from tune_softmax.cluster import connect
 from tune_softmax.experiment import Resources
 from tune_softmax.lean_tune import tune
+from tune_softmax.tune_workers import in_running_workers
 
 __all__ = ["main"]
 
