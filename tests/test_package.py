@@ -49,6 +49,9 @@ ORDER = [
     "products",
     "torch_groups",
     "native_group",
+    "fused",
+    "fused_group",
+    "fused_check",
     "packed",
     "bench.forms",
     "bench.conditions",
@@ -155,7 +158,8 @@ ORDER = [
 ]
 ENGINE = [
     *("arrays", "native", "draws", "tensors", "augmentation", "model", "training", "curvature"),
-    *("optimum", "steps", "products", "torch_groups", "native_group", "packed"),
+    *("optimum", "steps", "products", "torch_groups", "native_group"),
+    *("fused", "fused_group", "fused_check", "packed"),
     *("bench.forms", "bench.conditions", "bench.floor", "bench.packed"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics", "environment"]
@@ -274,7 +278,7 @@ def test_a_library_is_named_where_it_belongs(library, modules):
 def test_the_engine_needs_torch_alone(module):
     """It runs where only torch is; types may come from elsewhere, for they do not run."""
     assert own_imports(module, with_types=False) <= {*ENGINE, *LIGHT}
-    allowed = {"torch", "numpy", *sys.stdlib_module_names}
+    allowed = {"torch", "triton", "numpy", *sys.stdlib_module_names}  # torch brings triton along
     assert others_imports(module, with_types=False) <= allowed
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tune_softmax import environment, native
 from tune_softmax.data import default_data_dir
+from tune_softmax.fused_check import gpu_engine
 from tune_softmax.products import has_fast_bfloat16
 
 __all__ = ["examine"]
@@ -60,5 +61,6 @@ def _bfloat16() -> str:
 def _gpus() -> str:
     if not torch.cuda.is_available():
         return "no GPU; packs train on the CPU"
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    names = [f"{torch.cuda.get_device_name(gpu)} ({gpu_engine(gpu)})" for gpu in gpus]
     return f"{', '.join(names)}; use one with --gpus-per-pack 1"

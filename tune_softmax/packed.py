@@ -10,7 +10,8 @@ of coefficients say, for every micro-batch and trial, which of these it does, so
 over the weights serves all trials and each makes exactly its own SGD's steps.
 
 Softmax regression on one CPU core trains in kernels of our own on numpy's arrays. Torch, which
-takes seconds to import, is imported for what they do not do.
+takes seconds to import, is imported for what they do not do. On a GPU its epochs are one launch
+each, of kernels of our own too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tune_softmax.config import Config, Precision, Reduction
+    from tune_softmax.fused_group import FusedGroup
     from tune_softmax.native import Kernels
     from tune_softmax.steps import TrialState
     from tune_softmax.tensors import TensorData
@@ -52,7 +54,7 @@ MIN_COLUMNS = 128
 # cost of a step outweighs the wider product.
 MIN_MICRO_BATCH = 32
 
-_Group: TypeAlias = "LinearGroup | HiddenGroup | NativeGroup"
+_Group: TypeAlias = "LinearGroup | HiddenGroup | NativeGroup | FusedGroup"
 
 
 class Pack:
@@ -105,6 +107,7 @@ class Pack:
         self._reduction: Reduction = reduction
         self._finished: dict[int, Trial] = {}
         self._moved: tuple[int, float, Tensor] | None = None  # epoch, strength, inputs
+        self._is_fused = _is_fused(data, precision)
         self._groups: list[_Group] = []
         trials = []
         for number, config in configs.items():
@@ -218,15 +221,25 @@ class Pack:
         return self._moved[2]
 
     def _regroup(self, trials: Sequence[Trial]) -> None:
+        self._groups = []
+        if self._is_fused:
+            fused = [trial for trial in trials if _is_plain(trial.config)]
+            self._groups += [self._fused_group(fused)] if fused else []
+            trials = [trial for trial in trials if not _is_plain(trial.config)]
         by_number = {trial.number: trial for trial in trials}
         configs = {n: trial.config for n, trial in by_number.items()}
         kernels = _kernels(self._data)
         is_native = kernels is not None and self._precision == "float32"
         planned = plan_groups(configs, self._data, native.SLICE_ROWS if is_native else None)
-        self._groups = []
         for numbers in planned:
             members = [by_number[number] for number in numbers]
             self._groups.append(self._group(members, kernels))
+
+    def _fused_group(self, trials: Sequence[Trial]) -> FusedGroup:
+        from tune_softmax.fused_group import FusedGroup
+
+        assert not isinstance(self._data, ArrayData), "see `_is_fused`"
+        return FusedGroup(trials, self._data, self._reduction, self._precision)
 
     def _group(self, trials: Sequence[Trial], kernels: Kernels | None) -> _Group:
         """Make the group that trains these trials fastest, by what is here."""
@@ -248,8 +261,22 @@ def needs_torch(configs: Iterable[Config], precision: Precision) -> bool:
     return (
         precision != "float32"
         or native.find() is None
-        or any(config.hidden_units or config.augmentation for config in configs)
+        or not all(_is_plain(config) for config in configs)
     )
+
+
+def _is_plain(config: Config) -> bool:
+    """Whether a trial is softmax regression on the images as they are."""
+    return not config.hidden_units and not config.augmentation
+
+
+def _is_fused(data: ArrayData | TensorData, precision: Precision) -> bool:
+    """Whether the data is on a GPU that trains plain trials in one launch an epoch."""
+    if isinstance(data, ArrayData) or data.device.type != "cuda":
+        return False
+    from tune_softmax.fused_check import why_not
+
+    return precision != "tf32" and data.real == np.float32 and why_not(data.device) is None
 
 
 def plan_groups(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tune_softmax.config import Config, Reduction
     from tune_softmax.tensors import TensorData
 
-__all__ = ["Plan", "Trial", "TrialState", "effective_batch_size"]
+__all__ = ["Plan", "Trial", "TrialState", "effective_batch_size", "step_sizes"]
 
 TrialState: TypeAlias = list[tuple[NDArray[Any], NDArray[Any]]]
 """Per layer a trial's weights and velocity, float32, (in + 1, out) each."""
@@ -100,21 +100,32 @@ class Plan:
 
     def learning_rates(self, epoch: int) -> NDArray[Any]:
         """Return the epoch's step sizes, (steps, P): 0 where a trial does not update."""
-        factors: dict[tuple[str, int, int], NDArray[np.float64]] = {}
-        rates = np.empty(self._updates.shape)
-        for p, config in enumerate(self._configs):
-            key = (config.learning_rate_schedule, config.num_epochs, config.batch_size)
-            if key not in factors:
-                per_epoch = ceil(self._num_samples / config.batch_size)
-                num_steps = config.num_steps(self._num_samples)
-                first = (epoch - 1) * per_epoch
-                by_batch = np.array(
-                    [
-                        config.learning_rate_factor(first + batch, num_steps)
-                        for batch in range(per_epoch)
-                    ]
-                )
-                factors[key] = by_batch[self._batches[:, p]]
-            rates[:, p] = config.learning_rate * factors[key]
+        sizes = step_sizes(self._configs, self._num_samples, epoch)
+        rates = np.stack([sizes[p][batches] for p, batches in enumerate(self._batches.T)], axis=1)
         table: NDArray[Any] = (rates * self._updates).astype(self._real)
         return table
+
+
+def step_sizes(
+    configs: Sequence[Config], num_samples: int, epoch: int
+) -> list[NDArray[np.float64]]:
+    """Return each trial's learning rates in the mini-batches of an epoch, by its schedule.
+
+    Args:
+        configs: The trials'.
+        num_samples: Training images.
+        epoch: From 1.
+    """
+    factors: dict[tuple[str, int, int], NDArray[np.float64]] = {}
+    for config in configs:
+        key = (config.learning_rate_schedule, config.num_epochs, config.batch_size)
+        if key not in factors:
+            per_epoch = ceil(num_samples / config.batch_size)
+            num_steps = config.num_steps(num_samples)
+            steps = range((epoch - 1) * per_epoch, epoch * per_epoch)
+            factors[key] = np.array([config.learning_rate_factor(s, num_steps) for s in steps])
+    return [
+        config.learning_rate
+        * factors[config.learning_rate_schedule, config.num_epochs, config.batch_size]
+        for config in configs
+    ]

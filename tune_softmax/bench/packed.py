@@ -22,6 +22,7 @@ from tune_softmax.bench.floor import synchronize, time_products
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.config import Config, Precision
 from tune_softmax.errors import ExperimentError, TuneSoftmaxError
+from tune_softmax.fused_check import gpu_engine
 from tune_softmax.packed import Pack, plan_groups
 from tune_softmax.products import check_precision
 from tune_softmax.tensors import Images, TensorData
@@ -101,7 +102,7 @@ class Workload:
         """Return what is measured, on what, in two lines."""
         device = torch.device(self.device)
         hardware = (
-            torch.cuda.get_device_name(device)
+            f"{torch.cuda.get_device_name(device)}, {gpu_engine(device)}"
             if device.type == "cuda"
             else f"{device.type}, {self.num_threads} thread(s)"
         )
