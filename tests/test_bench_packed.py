@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 import torch
 
-from tune_softmax.bench import packed
+from tune_softmax.bench import floor, packed
 from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.packed import (
     Row,
@@ -58,7 +58,7 @@ def test_every_batch_size_is_measured_by_every_way(monkeypatch):
     """Packs too small for all batch sizes come in several, so that the ways can be compared."""
     trained = []
     monkeypatch.setattr(
-        packed, "_time_products", lambda way, _: trained.append((way.pack_size, way.packs)) or 1.0
+        packed, "_time_products", lambda way, *_: trained.append((way.pack_size, way.packs)) or 1.0
     )
     bench_packed(**{**TINY, "repeats": 1})
     for pack_size, packs in trained:
@@ -220,3 +220,27 @@ def test_it_needs_torch_alone():
 def test_a_cuda_device_is_measured_too():
     """The same rows come from a GPU."""
     assert len(bench_packed(**TINY, device="cuda")) == 4
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "num_terms", "seconds"),
+    [
+        (1, 1, 0.03454),  # 220 images of 785 numbers by 10 columns, at 10^8 operations a second
+        (4, 3, 0.41448),
+        (0, 1, 0.0017248),  # 220 images of 784 bytes at 10^8 bytes a second
+    ],
+)
+def test_a_gpu_s_floor_is_its_work_at_its_peak(monkeypatch, num_trials, num_terms, seconds):
+    """By trials and by terms at the rate of one large product; of a large copy at least."""
+    data = random_data(replace(WORKLOAD, num_images=100, num_validation=20))
+    took = iter([2 * 50**3 / 1e8, 2 * 1000 / 1e8])
+    monkeypatch.setattr(floor, "_best", lambda work, _device: [next(took), work()][0])
+    found = floor.time_at_peak(num_trials, num_terms, data, rows=50, num_bytes=1000)
+    assert found == pytest.approx(seconds)
+
+
+def test_what_is_timed_is_timed_when_warm():
+    """Once more than is counted; and what it takes is positive."""
+    calls = []
+    assert floor._best(lambda: calls.append(sum(range(1000))), torch.device("cpu")) > 0
+    assert len(calls) == 1 + floor.PEAK_REPEATS

@@ -20,8 +20,8 @@ from triton.compiler import ASTSource
 
 from tune_softmax import fused, fused_check, packed
 from tune_softmax.errors import PackError
-from tune_softmax.fused_group import NUM_TERMS
 from tune_softmax.packed import Pack
+from tune_softmax.products import NUM_TERMS
 from tune_softmax.tensors import Images, TensorData
 
 TESTS = Path(__file__).parent

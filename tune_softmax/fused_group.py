@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 from triton import cdiv, next_power_of_2
 
 from tune_softmax import fused
+from tune_softmax.products import NUM_TERMS
 from tune_softmax.steps import effective_batch_size, step_sizes
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
     from tune_softmax.steps import Trial
     from tune_softmax.tensors import TensorData
 
-__all__ = ["NUM_TERMS", "FusedGroup"]
-
-NUM_TERMS: dict[Precision, int] = {"float32": 3, "bfloat16x2": 2, "bfloat16": 1}
-"""How many bfloat16 terms stand for a float32, by precision."""
+__all__ = ["FusedGroup"]
 
 MIN_COLUMNS = 16  # the narrowest product that a tensor core computes
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tune_softmax.tensors import TensorData
 
 __all__ = [
+    "AMPERE",
+    "NUM_TERMS",
     "Products",
     "Terms",
     "bfloat16_terms",
@@ -36,7 +38,8 @@ __all__ = [
 Terms: TypeAlias = "tuple[Tensor, ...]"
 """Matrices of one shape whose sum stands for one matrix, the largest first."""
 
-NUM_TERMS: dict[Precision, int] = {"bfloat16": 1, "bfloat16x2": 2}
+NUM_TERMS: dict[Precision, int] = {"bfloat16": 1, "bfloat16x2": 2, "float32": 3}
+"""How many bfloat16 terms stand for a float32; three hold all its digits."""
 # Tensor cores from this compute capability on multiply bfloat16 and TF32.
 AMPERE = (8, 0)
 
@@ -105,8 +108,8 @@ class Products:
         """
         check_precision(precision, data.device)
         self._data = data
-        self._num_terms = NUM_TERMS.get(precision, 0)
         self._is_reduced = precision != "float32"
+        self._num_terms = NUM_TERMS.get(precision, 0) if self._is_reduced else 0
         self._buffers: dict[str, Terms] = {}
         self._backend: Any = None
         if self._is_reduced and has_fast_bfloat16(data.device):

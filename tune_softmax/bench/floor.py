@@ -1,4 +1,9 @@
-"""The floor of packed training: its matrix products alone, at the speed torch does them here."""
+"""The floor of packed training: its matrix products alone, at the speed torch does them here.
+
+Of a GPU, where products so narrow would measure how fast they are launched, it is what the
+products take at the rate of a large one, or the images at the rate of a large copy, whichever is
+more.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,18 @@ import torch
 from tune_softmax.torch_groups import EVALUATION_ROWS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from tune_softmax.tensors import TensorData
 
-__all__ = ["synchronize", "time_products"]
+__all__ = ["synchronize", "time_at_peak", "time_products"]
+
+# Rows of the large product, bytes of the large copy, and how often each is timed, the best counts.
+PEAK_ROWS = 8192
+PEAK_BYTES = 2**30
+PEAK_REPEATS = 5
 
 
 def time_products(rows: int, num_trials: int, hidden_units: int, data: TensorData) -> float:
@@ -40,6 +52,49 @@ def time_products(rows: int, num_trials: int, hidden_units: int, data: TensorDat
         products.forward(length)
     synchronize(data.device)
     return time.perf_counter() - started
+
+
+def time_at_peak(
+    num_trials: int,
+    num_terms: int,
+    data: TensorData,
+    *,
+    rows: int = PEAK_ROWS,
+    num_bytes: int = PEAK_BYTES,
+) -> float:
+    """Return seconds of an epoch of P trials at the device's measured peak.
+
+    Args:
+        num_trials: P.
+        num_terms: bfloat16 terms of weights and residuals; each product is computed for each.
+        data: Where the sizes and the device come from; its images are read once forward and once
+            backward, by all trials together.
+        rows: Of the square matrices of bfloat16 that are multiplied.
+        num_bytes: What is copied: read once and written once.
+    """
+    features, classes = data.num_features + 1, data.num_classes
+    num_images = 2 * len(data.train) + len(data.validation)  # forward, backward; forward
+    num_operations = 2 * num_terms * features * classes * num_images * num_trials
+    num_read = data.num_features * num_images
+    matrix = torch.ones(rows, rows, dtype=torch.bfloat16, device=data.device)
+    memory = torch.empty(num_bytes, dtype=torch.uint8, device=data.device)
+    other = torch.empty_like(memory)
+    product = _best(lambda: torch.mm(matrix, matrix), data.device)
+    copy = _best(lambda: other.copy_(memory), data.device)
+    return max(num_operations / (2 * rows**3 / product), num_read / (2 * num_bytes / copy))
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    """Return the fewest seconds that something took, once it had been done before."""
+    work()
+    seconds = []
+    for _ in range(PEAK_REPEATS):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 class _Products:

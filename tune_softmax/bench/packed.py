@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from tune_softmax.bench.conditions import Conditions
-from tune_softmax.bench.floor import synchronize, time_products
+from tune_softmax.bench.floor import synchronize, time_at_peak, time_products
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.config import Config, Precision
 from tune_softmax.errors import ExperimentError, TuneSoftmaxError
 from tune_softmax.fused_check import gpu_engine
 from tune_softmax.packed import Pack, plan_groups
-from tune_softmax.products import check_precision
+from tune_softmax.products import NUM_TERMS, check_precision
 from tune_softmax.tensors import Images, TensorData
 from tune_softmax.training import train
 
@@ -127,7 +127,7 @@ class Row:
         seconds: Seconds per trial-epoch, one value a repeat: one pass over the training set and
             the evaluation on the validation set.
         floor: Seconds per trial-epoch of the matrix products alone at the same shapes, measured
-            right after each of `seconds`.
+            right after each of `seconds`; on a GPU see `time_at_peak`.
         speed_up: Median seconds one at a time over median `seconds`.
     """
 
@@ -213,7 +213,7 @@ def bench_packed(
         for _ in range(repeats):
             for way in ways:
                 way.seconds.append(_time_training(way, data, precision))
-                way.floor.append(_time_products(way, data))
+                way.floor.append(_time_products(way, data, workload))
                 done += 1
                 on_progress(f"{done} of {repeats * len(ways)}: {_name(way.pack_size)}")
     reference = median(ways[0].seconds)
@@ -330,7 +330,7 @@ def _warm_up(ways: Sequence[_Way], data: TensorData, workload: Workload) -> None
     few = replace(data, train=train_images, validation=validation_images)
     for way in ways:
         _time_training(way, few, workload.precision)
-        _time_products(way, few)
+        _time_products(way, few, workload)
 
 
 def _time_training(way: _Way, data: TensorData, precision: Precision) -> float:
@@ -347,9 +347,12 @@ def _time_training(way: _Way, data: TensorData, precision: Precision) -> float:
     return fmean(epoch.seconds for epoch in measured)
 
 
-def _time_products(way: _Way, data: TensorData) -> float:
+def _time_products(way: _Way, data: TensorData, workload: Workload) -> float:
     """Return seconds per trial-epoch of the matrix products alone, the mean over the packs."""
     seconds = 0.0
+    num_terms = NUM_TERMS.get(workload.precision)
+    if data.device.type == "cuda" and num_terms and not workload.hidden_units:
+        return time_at_peak(max(way.pack_size, 1), num_terms, data) / max(way.pack_size, 1)
     for configs in way.packs:
         for numbers in plan_groups(configs, data):
             sizes = [min(configs[number].batch_size, len(data.train)) for number in numbers]
