@@ -53,10 +53,12 @@ ORDER = [
     "fused_group",
     "fused_check",
     "packed",
+    "asha",
     "bench.forms",
     "bench.conditions",
     "bench.floor",
     "bench.packed",
+    "bench.race",
     "ledger_tables",
     "sqlite_file",
     "postgresql",
@@ -84,7 +86,6 @@ ORDER = [
     "study",
     "study_file",
     "tracking",
-    "asha",
     "idle_agent",
     "local_ray",
     "cluster",
@@ -160,7 +161,7 @@ ENGINE = [
     *("arrays", "native", "draws", "tensors", "augmentation", "model", "training", "curvature"),
     *("optimum", "steps", "products", "torch_groups", "native_group"),
     *("fused", "fused_group", "fused_check", "packed"),
-    *("bench.forms", "bench.conditions", "bench.floor", "bench.packed"),
+    *("asha", "bench.forms", "bench.conditions", "bench.floor", "bench.packed", "bench.race"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics", "environment"]
 # Scripts that search as other projects do, with these projects' libraries; nothing imports them.

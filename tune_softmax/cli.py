@@ -59,6 +59,7 @@ for command in (
 
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 bench.command()(benchmarks.packed)
+bench.command()(benchmarks.race)
 bench.command()(benchmarks.search)
 bench.command()(benchmarks.overhead)
 bench.command()(benchmarks.scaling)

@@ -39,9 +39,12 @@ __all__ = [
     "Row",
     "Workload",
     "bench_packed",
+    "check_device",
+    "describe_device",
     "format_table",
     "main",
     "random_data",
+    "threads",
     "to_json",
 ]
 
@@ -100,21 +103,23 @@ class Workload:
 
     def describe(self) -> str:
         """Return what is measured, on what, in two lines."""
-        device = torch.device(self.device)
-        hardware = (
-            f"{torch.cuda.get_device_name(device)}, {gpu_engine(device)}"
-            if device.type == "cuda"
-            else f"{device.type}, {self.num_threads} thread(s)"
-        )
         height, width = IMAGE_SHAPE
         model = f"{self.hidden_units} hidden units" if self.hidden_units else "no hidden layer"
         return (
             f"{self.num_images:,} training and {self.num_validation:,} validation images, "
             f"random ones of Fashion-MNIST's shape ({height} x {width}, {NUM_CLASSES} classes)\n"
             f"{model}; batch sizes {', '.join(map(str, self.batch_sizes))}; "
-            f"packs in {self.precision}; {hardware}; "
+            f"packs in {self.precision}; {describe_device(self)}; "
             f"torch {torch.__version__}; medians of {self.repeats}"
         )
+
+
+def describe_device(workload: Workload) -> str:
+    """Return what trains, in words: a GPU and how, or so many threads."""
+    device = torch.device(workload.device)
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {gpu_engine(device)}"
+    return f"{device.type}, {workload.num_threads} thread(s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +208,11 @@ def bench_packed(
         precision=precision,
         hidden_units=hidden_units,
     )
-    _check_device(device)
+    check_device(device)
     check_precision(precision, torch.device(device))
     ways = [_Way(size, _packs(size, workload)) for size in (0, *workload.pack_sizes)]
     data = random_data(workload)
-    with _threads(num_threads):
+    with threads(num_threads):
         _warm_up(ways, data, workload)
         done = 0
         for _ in range(repeats):
@@ -284,7 +289,8 @@ def to_json(rows: Sequence[Row], conditions: Conditions) -> str:
     return json.dumps(content, indent=2)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise ExperimentError for a device that is not there."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
@@ -362,7 +368,7 @@ def _time_products(way: _Way, data: TensorData, workload: Workload) -> float:
 
 
 @contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
+def threads(num_threads: int) -> Iterator[None]:
     """Compute with so many CPU threads, and put the number back."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)

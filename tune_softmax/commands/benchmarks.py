@@ -13,7 +13,7 @@ from tune_softmax.commands.options import DataDirOption
 from tune_softmax.config import Precision
 from tune_softmax.errors import StorageError
 
-__all__ = ["Part", "overhead", "packed", "scaling", "search"]
+__all__ = ["Part", "overhead", "packed", "race", "scaling", "search"]
 
 
 class Part(StrEnum):
@@ -67,6 +67,36 @@ def packed(
         on_progress=_tell,
     )
     _show(benchmark.format_table(rows, conditions), json_file, benchmark.to_json(rows, conditions))
+
+
+def race(
+    num_trials: Annotated[int, typer.Option(min=1, help="Configurations.")] = 10_000,
+    pack_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trials of a new pack.  [default: 64, on a GPU 1024]"),
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Training images.")] = 50_000,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[Precision, typer.Option(help="In which packs multiply.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of configurations and all else.")] = 0,
+    json_file: _JsonOption = None,
+) -> None:
+    """Thousands of configurations through ASHA, by the engine alone: no Ray, sampler or ledger."""
+    from tune_softmax.bench import race as benchmark
+    from tune_softmax.bench.conditions import Conditions
+
+    conditions = Conditions.now()
+    measured = benchmark.bench_race(
+        num_trials=num_trials,
+        pack_size=pack_size,
+        num_images=num_images,
+        device=device,
+        precision=precision,
+        seed=seed,
+        on_progress=_tell,
+    )
+    table = benchmark.format_table(measured, conditions)
+    _show(table, json_file, benchmark.to_json(measured, conditions))
 
 
 def search(
