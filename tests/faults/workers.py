@@ -124,5 +124,5 @@ def a_worker_freezes(folder):
     Oracle(run).complete(12)
     reasons = [event["reason"] for event in events(run, "worker_died")]
     assert any("had not reported for 12 s" in reason for reason in reasons), reasons
-    assert not processes(TITLE), "the frozen worker is still there"
+    await_true(lambda: not processes(TITLE), "the end of the frozen worker")
     return f"killed and trained again, 12 of 12 trials, {seconds:.0f} s in all"
