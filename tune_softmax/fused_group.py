@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from tune_softmax.steps import Trial
     from tune_softmax.tensors import TensorData
 
-__all__ = ["FusedGroup"]
+__all__ = ["FusedGroup", "launch_options"]
 
 MIN_COLUMNS = 16  # the narrowest product that a tensor core computes
+# Warps of a program: as many threads as it takes to hold a tile's sums in registers.
+NUM_WARPS, NUM_WARPS_WIDE = 4, 8
 
 
 class FusedGroup:
@@ -72,7 +74,7 @@ class FusedGroup:
             "C": data.num_classes,
             "COLUMNS": self._num_columns,
             "TERMS": NUM_TERMS[precision],
-            "enable_fp_fusion": True,
+            **launch_options(self._num_columns),
         }
         self._is_mean = reduction == "mean"
 
@@ -140,6 +142,12 @@ class FusedGroup:
 
     def _tensor(self, values: NDArray[np.generic] | Tensor) -> Tensor:
         return torch.as_tensor(values, device=self.data.device)
+
+
+def launch_options(num_columns: int) -> dict[str, int | bool]:
+    """Return how Triton is to compile for weights of so many columns."""
+    num_warps = NUM_WARPS if num_columns == MIN_COLUMNS else NUM_WARPS_WIDE
+    return {"num_warps": num_warps, "enable_fp_fusion": True}
 
 
 def _means(losses: Tensor, num_correct: Tensor, num_images: int) -> list[tuple[float, float]]:
