@@ -5,18 +5,13 @@ Ray Tune's ASHAScheduler has it: a trial that comes to a rung goes on if it is w
 in eta of those that came before it. One referee hears every trial on every rung, whichever pack
 it trains in; after a restart it hears the recorded values again and stands where it stood.
 
-The trials of a pack come to a rung at once. On the first one they are heard one after another; on
-later ones each is compared with its pack's others too, which is stricter: as trials get better
-and better, far more than one in eta are better than what came before. On the first rung, where a
-place says little of the end, that would miss the best; docs/search.md has both.
-
 The rule is written out here, because Ray Tune takes longer to import than a search of small
 trials to train, and the referee runs in a process of its own.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import defaultdict
 from math import e, floor, inf, isfinite
 from random import Random
@@ -127,42 +122,22 @@ class Referee:
             The trials that end; an epoch heard before gets the same answer again, because a pack
             that lost its worker trains its epochs a second time.
         """
-        fresh = [n for n in sorted(values) if self._is_new(n, epoch)]
-        later = {n: self._sign * values[n] for n in fresh if epoch > self._rungs.of(n)[0]}
-        for number in fresh:
-            if number not in later:
-                self._compare(epoch, {number: self._sign * values[number]}, final)
-        self._compare(epoch, later, final)
-        return {n for n in values if self._stopped.get(n) == epoch}
+        return {n for n, v in sorted(values.items()) if self._ends(n, epoch, v, n in final)}
 
-    def _is_new(self, number: int, epoch: int) -> bool:
-        return epoch > self._heard.get(number, 0) and epoch in self._rungs.of(number)
-
-    def _compare(self, epoch: int, values: Mapping[int, float], final: Collection[int]) -> None:
-        """Let trials come to a rung at once, each compared with all others that are there."""
-        reached = {n: self._reached[self._rungs.bracket(n), epoch] for n in values}
-        for number, value in values.items():
+    def _ends(self, number: int, epoch: int, value: float, is_final: bool) -> bool:  # noqa: FBT001
+        if epoch > self._heard.get(number, 0) and epoch in self._rungs.of(number):
             self._heard[number] = epoch
-            insort(reached[number], value)
-        for number, value in values.items():
-            cutoff = _cutoff(reached[number], value, self._rungs.reduction_factor)
-            if value > cutoff and number not in final:
+            reached = self._reached[self._rungs.bracket(number), epoch]
+            if self._sign * value > self._cutoff(reached) and not is_final:
                 self._stopped[number] = epoch
+            insort(reached, self._sign * value)
+        return self._stopped.get(number) == epoch
 
-
-def _cutoff(reached: Sequence[float], value: float, reduction_factor: float) -> float:
-    """Return the 1/eta quantile, interpolated between two values, of all but one; of none, inf.
-
-    Args:
-        reached: Ascending.
-        value: The one of these that is left out.
-        reduction_factor: eta.
-    """
-    own = bisect_left(reached, value)
-    last = len(reached) - 2  # the place of the greatest among the others
-    if last < 0:
-        return inf
-    position = last / reduction_factor
-    below = floor(position)
-    low, high = (reached[i + (i >= own)] for i in (below, min(below + 1, last)))
-    return low + (high - low) * (position - below)
+    def _cutoff(self, reached: Sequence[float]) -> float:
+        """Return the 1/eta quantile, interpolated between two values; of none, infinity."""
+        if not reached:
+            return inf
+        position = (len(reached) - 1) / self._rungs.reduction_factor
+        below = floor(position)
+        above = min(below + 1, len(reached) - 1)
+        return reached[below] + (reached[above] - reached[below]) * (position - below)
