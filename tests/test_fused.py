@@ -94,9 +94,13 @@ def test_the_check_finds_them_the_same(interpreted):
     assert interpreted["check"] < 1e-6 < fused_check.TOLERANCE
 
 
-@pytest.mark.parametrize("capability", PRODUCTS)
 @pytest.mark.parametrize(
-    ("kernel", "columns"), [(fused.train_epoch, 16), (fused.evaluate, 16), (fused.train_epoch, 32)]
+    ("kernel", "columns", "capability"),
+    [
+        *((fused.train_epoch, 16, capability) for capability in PRODUCTS),
+        (fused.train_epoch, 32, 80),
+        (fused.evaluate, 16, 90),
+    ],
 )
 def test_they_compile_for_gpus_of(kernel, columns, capability, tmp_path):
     """Their products are the tensor cores', and what a thread keeps fits into its registers.
