@@ -40,6 +40,14 @@ def random_data(
     return TensorData(train_images, images(num_validation), image_shape, num_classes, 255)
 
 
+def on_gpu(data):
+    """Copy a data set to the current GPU."""
+    splits = (
+        Images(split.pixels.cuda(), split.labels.cuda()) for split in (data.train, data.validation)
+    )
+    return TensorData(*splits, data.image_shape, data.num_classes, data.pixel_max)
+
+
 def train_alone(configs, data, *, seed=0, reduction="mean"):
     """Train every configuration by itself, with `training.py`."""
     outcomes = {}

@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 
-from tune_softmax import native
-from tune_softmax.bench import race
+from tune_softmax import dispatcher, native
+from tune_softmax.bench import race, task
 from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.race import NUM_EPOCHS, bench_race, format_table, to_json
 from tune_softmax.errors import ExperimentError
+from tune_softmax.experiment import Asha
 from tune_softmax.native_group import NativeGroup
 from tune_softmax.packed import Pack
 from tune_softmax.torch_groups import LinearGroup
@@ -99,3 +100,14 @@ def test_packs_are_those_of_a_search(monkeypatch):
     bench_race(num_trials=3, pack_size=3, **SMALL)
     assert threads == {1}
     assert kinds == {NativeGroup if native.find() else LinearGroup}
+
+
+def test_it_asks_what_searches_are_asked():
+    """What it repeats, for it needs torch alone, is what a search and `bench search` have."""
+    assert dispatcher.PARK_FRACTION == race.PARK_FRACTION
+    assert tuple(dispatcher.MAX_AUTO_PACK.values()) == tuple(race.PACK_SIZES.values())
+    assert (task.BATCH_SIZES, task.NUM_EPOCHS) == (race.BATCH_SIZES, NUM_EPOCHS)
+    asked = Asha(grace_period=task.GRACE_PERIOD, reduction_factor=task.REDUCTION_FACTOR)
+    halving = race._Halving()
+    assert asked.rungs(NUM_EPOCHS) == halving.rungs(NUM_EPOCHS)
+    assert asked.reduction_factor == halving.reduction_factor

@@ -23,7 +23,6 @@ from tune_softmax.errors import PackError
 from tune_softmax.fused_group import launch_options
 from tune_softmax.packed import Pack
 from tune_softmax.products import NUM_TERMS
-from tune_softmax.tensors import Images, TensorData
 
 TESTS = Path(__file__).parent
 POINTERS = {
@@ -166,15 +165,7 @@ def test_on_a_cpu_nothing_is_fused():
 def test_a_gpu_means_what_training_alone_means():
     """The same on the real thing, which first finds nothing against them."""
     data = engine.random_data(2000, 500, image_shape=(28, 28), num_classes=10)
-    on_gpu = TensorData(
-        *(
-            Images(split.pixels.cuda(), split.labels.cuda())
-            for split in (data.train, data.validation)
-        ),
-        data.image_shape,
-        data.num_classes,
-        data.pixel_max,
-    )
+    on_gpu = engine.on_gpu(data)
     assert fused_check.why_not(on_gpu.device) is None
     together, alone = engine.train_packed(MIXED_24, on_gpu), engine.train_alone(MIXED_24, data)
     for number in MIXED_24:

@@ -56,6 +56,7 @@ ORDER = [
     "asha",
     "bench.forms",
     "bench.conditions",
+    "bench.alone",
     "bench.floor",
     "bench.packed",
     "bench.race",
@@ -161,7 +162,8 @@ ENGINE = [
     *("arrays", "native", "draws", "tensors", "augmentation", "model", "training", "curvature"),
     *("optimum", "steps", "products", "torch_groups", "native_group"),
     *("fused", "fused_group", "fused_check", "packed"),
-    *("asha", "bench.forms", "bench.conditions", "bench.floor", "bench.packed", "bench.race"),
+    *("asha", "bench.forms", "bench.conditions", "bench.alone"),
+    *("bench.floor", "bench.packed", "bench.race"),
 ]
 LIGHT = ["errors", "seeding", "config", "metrics", "environment"]
 # Scripts that search as other projects do, with these projects' libraries; nothing imports them.

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from engine import difference, flat_weights, random_data, train_alone, train_packed
+from engine import difference, flat_weights, on_gpu, random_data, train_alone, train_packed
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -645,16 +645,7 @@ def test_narrow_blocks_join_where_their_micro_batch_stays_long():
 def test_a_cuda_device_gives_the_same(images):
     """A mixed pack on a GPU, hidden layers among it, has the weights of single training."""
     configs = {**MIXED_24, **{100 + number: config for number, config in HIDDEN.items()}}
-    cuda = TensorData(
-        *(
-            Images(split.pixels.cuda(), split.labels.cuda())
-            for split in (images.train, images.validation)
-        ),
-        images.image_shape,
-        images.num_classes,
-        images.pixel_max,
-    )
-    alone, together = train_alone(configs, images), train_packed(configs, cuda)
+    alone, together = train_alone(configs, images), train_packed(configs, on_gpu(images))
     for number in configs:
         assert difference(together[number], alone[number]) < 1e-6
         torch.testing.assert_close(

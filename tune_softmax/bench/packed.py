@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil, gcd, prod
@@ -17,11 +16,11 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from tune_softmax.bench.conditions import Conditions
+from tune_softmax.bench.alone import run_alone
 from tune_softmax.bench.floor import synchronize, time_at_peak, time_products
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.config import Config, Precision
-from tune_softmax.errors import ExperimentError, TuneSoftmaxError
+from tune_softmax.errors import ExperimentError
 from tune_softmax.fused_check import gpu_engine
 from tune_softmax.packed import Pack, plan_groups
 from tune_softmax.products import NUM_TERMS, check_precision
@@ -31,6 +30,7 @@ from tune_softmax.training import train
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tune_softmax.bench.conditions import Conditions
     from tune_softmax.metrics import EpochMetrics
 
 __all__ = [
@@ -394,14 +394,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hidden-units", type=int, help="width of a hidden layer; 0: none")
     parser.add_argument("--repeats", type=int, help="rounds; medians are printed")
     parser.add_argument("--precision", help="in which packs multiply: float32, bfloat16x2, ...")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = vars(parser.parse_args(arguments))
-    form = to_json if options.pop("json", False) else format_table
-    conditions = Conditions.now()
-    try:
-        rows = bench_packed(**options, on_progress=lambda line: print(line, file=sys.stderr))
-    except TuneSoftmaxError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(form(rows, conditions))
-    return 0
+    return run_alone(parser, arguments, bench_packed, format_table, to_json)

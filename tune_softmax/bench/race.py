@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from tune_softmax.asha import Referee, Rungs
-from tune_softmax.bench.conditions import Conditions
+from tune_softmax.bench.alone import run_alone
 from tune_softmax.bench.forms import aligned
 from tune_softmax.bench.packed import (
     Workload,
@@ -29,13 +29,14 @@ from tune_softmax.bench.packed import (
     threads,
 )
 from tune_softmax.config import Config
-from tune_softmax.errors import ExperimentError, TuneSoftmaxError
+from tune_softmax.errors import ExperimentError
 from tune_softmax.packed import Pack
 from tune_softmax.products import check_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tune_softmax.bench.conditions import Conditions
     from tune_softmax.config import Precision
     from tune_softmax.steps import TrialState
     from tune_softmax.tensors import TensorData
@@ -283,17 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-images", type=int, help="training images")
     parser.add_argument("--precision", help="in which packs multiply: float32, bfloat16x2, ...")
     parser.add_argument("--seed", type=int, help="of configurations and all else")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = vars(parser.parse_args(arguments))
-    form = to_json if options.pop("json", False) else format_table
-    conditions = Conditions.now()
-    try:
-        race = bench_race(**options, on_progress=lambda line: print(line, file=sys.stderr))
-    except TuneSoftmaxError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(form(race, conditions))
-    return 0
+    return run_alone(parser, arguments, bench_race, format_table, to_json)
 
 
 if __name__ == "__main__":
