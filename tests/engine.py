@@ -24,14 +24,27 @@ class Trained:
 
 
 def random_data(
-    num_train=60, num_validation=20, *, image_shape=(2, 3), num_classes=3, seed=0, labels=None
+    num_train=60,
+    num_validation=20,
+    *,
+    image_shape=(2, 3),
+    num_classes=3,
+    seed=0,
+    labels=None,
+    lit_share=1.0,
 ):
-    """Make random images; `labels` says which classes the training images take in turn."""
+    """Make random images.
+
+    `labels` says which classes the training images take in turn, `lit_share` how many pixels are
+    not set to zero.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def images(count):
         pixels = torch.randint(256, (count, image_shape[0] * image_shape[1]), generator=generator)
         classes = torch.randint(num_classes, (count,), generator=generator)
+        if lit_share < 1:
+            pixels[torch.rand(pixels.shape, generator=generator) >= lit_share] = 0
         return Images(pixels.to(torch.uint8), classes)
 
     train_images = images(num_train)

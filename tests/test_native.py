@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from engine import difference, random_data, train_packed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tune_softmax
 from tune_softmax import native
@@ -60,9 +62,10 @@ def test_the_plain_level_is_built_here():
 
 @pytest.mark.parametrize("level", runnable())
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
-def test_every_level_gives_what_torch_gives(level, num_classes, monkeypatch):
-    """Weights and curves agree within rounding, in both types, whatever is left over."""
-    data = random_data(205, 70, image_shape=(5, 7), num_classes=num_classes)
+@pytest.mark.parametrize("lit_share", [1.0, 0.4])
+def test_every_level_gives_what_torch_gives(level, num_classes, lit_share, monkeypatch):
+    """Weights and curves agree within rounding, in both types, whatever is left over or out."""
+    data = random_data(205, 70, image_shape=(5, 7), num_classes=num_classes, lit_share=lit_share)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
         torch.set_default_dtype(dtype)
         try:
@@ -82,6 +85,96 @@ def test_every_level_gives_what_torch_gives(level, num_classes, monkeypatch):
 
 
 @pytest.mark.parametrize("level", runnable())
+@settings(max_examples=25, deadline=None)
+@given(
+    num_trials=st.integers(1, 40),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    num_classes=st.integers(2, 11),
+    lit_share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    batch_size=st.sampled_from([1, 63, 64, 65, 150]),
+    real=st.sampled_from([np.float32, np.float64]),
+    are_inputs=st.booleans(),
+)
+def test_leaving_zeros_out_changes_no_bit(
+    *, level, num_trials, shape, num_classes, lit_share, batch_size, real, are_inputs
+):
+    """Weights, velocities and curves are the same, whatever the images and however many trials."""
+    view = random_data(150, 70, image_shape=shape, num_classes=num_classes, lit_share=lit_share)
+    data = replace(view.arrays, real=np.dtype(real))
+    generator = np.random.default_rng(0)
+    start = generator.normal(size=(num_trials, data.num_features + 1, num_classes)).astype(real)
+    configs = [
+        replace(CONFIGS[n % len(CONFIGS)], batch_size=batch_size * (1 + n % 2))
+        for n in range(num_trials)
+    ]
+    inputs = None
+    if are_inputs:
+        ones = np.ones((len(data.train), 1), real)
+        inputs = np.hstack([data.train.pixels.astype(real) / real(data.pixel_max), ones])
+    order = generator.permutation(len(data.train))
+    found = []
+    for skips in (False, True):
+        kernels = Kernels(FOLDER / f"_kernels_{level}{SUFFIX}", level)
+        trials = [
+            Trial(n, config, [(start[n], np.zeros_like(start[n]))])
+            for n, config in enumerate(configs)
+        ]
+        group = NativeGroup(trials, data, "mean", kernels)
+        group._skips_zeros = skips
+        curves = []
+        for epoch in (1, 2):
+            curves += [group.train_epoch(order, epoch, inputs), group.evaluate()]
+        found.append((curves, [group.layers(p)[0] for p in range(num_trials)]))
+    (plain_curves, plain_layers), (curves, layers) = found
+    assert curves == plain_curves
+    np.testing.assert_array_equal(layers, plain_layers)
+    assert (np.array(layers)[:, 0, -1] != start[:, -1]).any()  # biases have moved
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_trial_that_diverges_is_seen_to(skips):
+    """Its weights are no numbers, whatever zeros would have met; its neighbours train on."""
+    data = random_data(300, 100, image_shape=(20, 20), num_classes=10, lit_share=0.5)
+    configs = {n: replace(CONFIGS[0], batch_size=64) for n in range(6)}
+    configs[3] = replace(configs[3], learning_rate=1e38)
+    pack = Pack(configs, data, seed=0)
+    pack._groups[0]._skips_zeros = skips
+    measured = pack.train_epoch()
+    assert [n for n, metrics in measured.items() if not metrics.is_finite] == [3]
+
+
+@pytest.mark.parametrize(
+    ("lit_share", "num_trials", "skips"), [(0.5, 6, True), (0.5, 4, False), (0.8, 6, False)]
+)
+def test_zeros_are_left_out_where_that_is_worth_it(lit_share, num_trials, skips):
+    """That is where many pixels are zero, and each would meet the columns of many trials."""
+    data = random_data(300, image_shape=(20, 20), num_classes=10, lit_share=lit_share)
+    configs = {n: replace(CONFIGS[0], batch_size=64) for n in range(num_trials)}
+    (group,) = Pack(configs, data, seed=0)._groups
+    assert group._skips_zeros == skips
+
+
+@pytest.mark.parametrize("lit_share", [0.0, 0.3, 1.0])
+def test_the_share_of_lit_pixels_is_that_of_all_images(lit_share):
+    """It is counted on a sample where there are more than a thousand."""
+    data = random_data(4_500, image_shape=(10, 10), lit_share=lit_share).arrays
+    found = np.count_nonzero(data.train.pixels) / data.train.pixels.size
+    assert data.lit_share == pytest.approx(found, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [1, (3, 5), (7, 11, 16)])
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_memory_for_kernels_begins_with_a_line_of_the_cache(shape, real):
+    """However NumPy came by it."""
+    for _ in range(20):
+        array = native.empty(shape, np.dtype(real))
+        assert array.ctypes.data % 64 == 0
+        assert array.dtype == real
+        assert array.shape == (shape if isinstance(shape, tuple) else (shape,))
+        assert array.flags.c_contiguous
+
+
+@pytest.mark.parametrize("level", runnable())
 @pytest.mark.parametrize("real", [np.float32, np.float64])
 def test_pixels_are_divided_as_a_division_rounds(level, real):
     """Whatever the largest pixel, bytes train to the same bits as their quotients by numpy."""
@@ -94,10 +187,10 @@ def test_pixels_are_divided_as_a_division_rounds(level, real):
         data = ArrayData(images, images, (16, 16), 2, pixel_max, np.dtype(real))
         inputs = np.append(pixels.astype(real) / real(pixel_max), real(1)).reshape(1, -1)
         found = []
-        for given in (None, inputs):
+        for taken in (None, inputs):
             trial = Trial(0, config, [(start, np.zeros_like(start))])
             group = NativeGroup([trial], data, "mean", kernels)
-            group.train_epoch(np.zeros(1, np.int64), 1, given)
+            group.train_epoch(np.zeros(1, np.int64), 1, taken)
             found.append(group.layers(0)[0][0])
         np.testing.assert_array_equal(*found)
         assert (found[0] != start).any()

@@ -7,6 +7,10 @@
  * registers, so that momentum, penalties and the step are applied there: weights and velocity are
  * read and written once a micro-batch, and no pass over them is left.
  *
+ * A product need not add what a pixel of zero is multiplied by. Where many are zero, words of 64 bits
+ * say which of 64 pixels an image lights, or which of 64 images light a pixel, and products run over
+ * their ones. Sums keep their order, so the bits of the result are the same.
+ *
  * The body is compiled twice, for float and for double: this file includes itself.
  */
 #ifndef REAL
@@ -20,26 +24,29 @@
 #define AHEAD 4     /* images from now is the one to fetch: memory answers by then */
 #define LINE_BYTES 64
 #define NARROW 16   /* fewer trials than this share the softmax's loops with their slice's rows */
+#define WORD 64     /* bits of a word; MAX_ROWS is no more */
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define NUM_SUMS 24 /* vectors of running sums that fit into the registers */
+#define MAX_WIDTH 8 /* vectors of which 64 rows stay in the first-level cache */
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
 #define NUM_SUMS 12
+#define MAX_WIDTH 14
 #else
 #define VECTOR_BYTES 16
 #define NUM_SUMS 12
+#define MAX_WIDTH 14
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Take a product as it is rounded: of `a * b + c * d` a compiler may fuse either product with the sum,
- * here this one and there the other, and a trial's bits would depend on where its column stands. */
+/* Keep from the compiler where a vector comes from. */
 #ifdef __SSE__
-#define ROUNDED(vector) __asm__("" : "+x"(vector))
+#define OPAQUE(vector) __asm__("" : "+x"(vector))
 #else
-#define ROUNDED(vector) __asm__("" : "+m"(vector))
+#define OPAQUE(vector) __asm__("" : "+m"(vector))
 #endif
 
 /* What an epoch of one group needs; native.py holds the same structure. */
@@ -52,6 +59,7 @@
     int64_t num_images, num_features, num_classes, num_trials, num_columns;                   \
     real *weights, *velocity; /* (N / PANEL, K, PANEL) */                                     \
     int64_t num_rows;         /* of a micro-batch */                                          \
+    int64_t skips_zeros;      /* whether products leave zeros out */                          \
     /* Tables of a row a micro-batch and a column a trial; a stride of 0 repeats one row. */  \
     const real *loss_weights, *momentum, *weight_decay, *l1, *rates;                          \
     int64_t momentum_stride, weight_decay_stride, l1_stride;                                  \
@@ -88,6 +96,43 @@ void shuffle(int64_t *order, const uint32_t *random, int64_t num) {
         order[other] = swapped;
     }
 }
+
+/* Return a word whose bit i says whether byte i is not zero, of at most 64. */
+INLINE uint64_t lit_bytes(const uint8_t *pixels, int64_t num) {
+    uint64_t lit = 0;
+    int64_t i = 0;
+#ifdef __SSE2__
+    typedef char bytes __attribute__((vector_size(16), aligned(1)));
+    for (; i + 16 <= num; i += 16) {
+        const bytes is_lit = *(const bytes *)(pixels + i) != 0;
+        lit |= (uint64_t)__builtin_ia32_pmovmskb128(is_lit) << i;
+    }
+#endif
+    for (; i < num; i++) lit |= (uint64_t)(pixels[i] != 0) << i;
+    return lit;
+}
+
+/* Turn 64 words about: bit j of word i becomes bit i of word j (Warren 2013, section 7-3). */
+INLINE void turn(uint64_t *restrict words) {
+#define SWAP(distance, mask)                                                                  \
+    for (int64_t first = 0; first < WORD; first += 2 * (distance))                            \
+        for (int64_t i = first; i < first + (distance); i++) {                                \
+            const uint64_t moved =                                                            \
+                ((words[i] >> (distance)) ^ words[i + (distance)]) & UINT64_C(mask);          \
+            words[i] ^= moved << (distance);                                                  \
+            words[i + (distance)] ^= moved;                                                   \
+        }
+    SWAP(32, 0x00000000ffffffff)
+    SWAP(16, 0x0000ffff0000ffff)
+    SWAP(8, 0x00ff00ff00ff00ff)
+    SWAP(4, 0x0f0f0f0f0f0f0f0f)
+    SWAP(2, 0x3333333333333333)
+    SWAP(1, 0x5555555555555555)
+#undef SWAP
+}
+
+/* Return the words that an image's pixels and the one behind them take. */
+INLINE int64_t num_words(int64_t num_features) { return (num_features + 1 + WORD - 1) / WORD; }
 
 /* Round to the nearest that bfloat16 holds, ties to even. */
 INLINE float round_to_bfloat16(float x) {
@@ -126,6 +171,7 @@ INLINE float round_to_bfloat16(float x) {
 #define HALF (NUM_VECTORS > 1 ? NUM_VECTORS / 2 : 1)
 #define BLOCK(vectors) (NUM_SUMS > (vectors) ? NUM_SUMS / (vectors) : 1) /* rows of sums */
 #define MAX_SUMS (NUM_SUMS > NUM_VECTORS ? NUM_SUMS : NUM_VECTORS)
+#define PANELS (MAX_WIDTH > NUM_VECTORS ? MAX_WIDTH / NUM_VECTORS : 1) /* side by side */
 
 typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
 #define VECTOR NAME(vector)
@@ -143,6 +189,9 @@ INLINE int64_t NAME(row_stride)(int64_t num_features) {
 
 /* Where the parts of the scratch space are. */
 typedef struct {
+    uint64_t *lit;      /* (MAX_ROWS, words), which pixels a slice's images light */
+    uint64_t *lit_by;   /* (words, WORD), which of the slice's images light a pixel */
+    REAL *side;         /* (WORD, PANELS * PANEL), weights or gradients of a word of pixels */
     REAL *x;            /* (MAX_ROWS, row_stride), a slice's images */
     REAL *z;            /* (MAX_ROWS, N + PANEL), their logits, then their residuals */
     REAL *coefficients; /* (4, N) */
@@ -154,7 +203,10 @@ typedef struct {
 INLINE int64_t NAME(divide)(REAL *from, int64_t D, int64_t C, int64_t P, int64_t N,
                             NAME(Scratch) * parts) {
     const int64_t lanes = P < NARROW ? MAX_ROWS * P : P;
-    parts->x = from;
+    parts->lit = (uint64_t *)from; /* first, where memory is aligned for it */
+    parts->lit_by = parts->lit + MAX_ROWS * num_words(D);
+    parts->side = (REAL *)(parts->lit_by + num_words(D) * WORD);
+    parts->x = parts->side + WORD * PANELS * PANEL;
     parts->z = parts->x + MAX_ROWS * NAME(row_stride)(D);
     parts->coefficients = parts->z + MAX_ROWS * (N + PANEL);
     parts->of_lane = parts->coefficients + 4 * N;
@@ -174,15 +226,29 @@ INLINE REAL NAME(quotient)(uint8_t pixel, REAL pixel_max, REAL inverse) {
 #endif
 }
 
+/* Say which pixels an image lights, the one behind them among them: of its bytes, or NULL and inputs. */
+static void NAME(note_lit)(const uint8_t *pixels, const REAL *inputs, int64_t D, uint64_t *lit) {
+    for (int64_t d = 0; d <= D; d += WORD, lit++) {
+        const int64_t num = D - d < WORD ? D - d : WORD;
+        *lit = pixels ? lit_bytes(pixels + d, num) : 0;
+        for (int64_t i = 0; !pixels && i < num; i++) *lit |= (uint64_t)(inputs[d + i] != 0) << i;
+    }
+    lit[-1] |= UINT64_C(1) << D % WORD;
+}
+
 /* Scale a micro-batch's images and put a one behind each. Images come in a random order, which no
  * processor foresees: the one that comes AHEAD images later is fetched now. */
-static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REAL *x) {
+static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows,
+                         const NAME(Scratch) * s) {
     const int64_t D = e->num_features, stride = NAME(row_stride)(D);
     const REAL inverse = 1 / e->pixel_max;
-    for (int64_t b = 0; b < rows; b++, x += stride) {
+    for (int64_t b = 0; b < rows; b++) {
+        REAL *x = s->x + b * stride;
+        uint64_t *lit = s->lit + b * num_words(D);
         const int64_t i = e->order ? e->order[first + b] : first + b;
         if (e->inputs) {
             memcpy(x, e->inputs + i * (D + 1), sizeof(REAL) * (size_t)(D + 1));
+            if (e->skips_zeros) NAME(note_lit)(NULL, x, D, lit);
             continue;
         }
         if (e->order && first + b + AHEAD < e->num_images) {
@@ -192,6 +258,17 @@ static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows, REA
         const uint8_t *image = e->pixels + i * D;
         for (int64_t d = 0; d < D; d++) x[d] = NAME(quotient)(image[d], e->pixel_max, inverse);
         x[D] = 1;
+        if (e->skips_zeros) NAME(note_lit)(image, NULL, D, lit);
+    }
+}
+
+/* Say which of a slice's images light each pixel. */
+static void NAME(turn_lit)(int64_t D, int64_t rows, const NAME(Scratch) * s) {
+    const int64_t words = num_words(D);
+    for (int64_t word = 0; word < words; word++) {
+        uint64_t *lit_by = s->lit_by + word * WORD;
+        for (int64_t b = 0; b < WORD; b++) lit_by[b] = b < rows ? s->lit[b * words + word] : 0;
+        turn(lit_by);
     }
 }
 
@@ -236,72 +313,186 @@ INLINE void NAME(forward_panel)(const NAME(Epoch) * e, const REAL *x, int64_t ro
 #undef ROWS
 }
 
-static void NAME(forward)(const NAME(Epoch) * e, const REAL *x, int64_t rows, REAL *z) {
-    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
-        if (NAME(is_half)(e, column)) NAME(forward_panel)(e, x, rows, column, z, HALF);
-        else NAME(forward_panel)(e, x, rows, column, z, NUM_VECTORS);
+/* Sums of products over the ones of words: for each of `num` rows r, and each i that is a one of
+ * lit[r], sums[r] += factors[r, i] * others[i]. Sums and others have so many vectors; steps are in
+ * words or reals, from r to r or from i to i. */
+typedef struct {
+    int64_t num;
+    const uint64_t *lit;
+    int64_t lit_step;
+    const REAL *factors;
+    int64_t factors_row_step, factors_step;
+    const REAL *others;
+    int64_t others_step;
+    REAL *sums;
+    int64_t sums_step;
+} NAME(Sums);
+
+INLINE void NAME(add_lit)(const NAME(Sums) * of, const int64_t width) {
+    const int64_t factors_step = of->factors_step, others_step = of->others_step;
+    for (int64_t r = 0; r < of->num; r++) {
+        const REAL *factors = of->factors + r * of->factors_row_step, *others = of->others;
+        REAL *to = of->sums + r * of->sums_step;
+        VECTOR sums[MAX_WIDTH];
+        for (int64_t v = 0; v < width; v++) {
+            sums[v] = NAME(load)(to + v * LANES);
+            OPAQUE(sums[v]); /* or a call would copy them */
+        }
+        for (uint64_t lit = of->lit[r * of->lit_step]; lit; lit &= lit - 1) {
+            const int64_t i = __builtin_ctzll(lit);
+            for (int64_t v = 0; v < width; v++)
+                sums[v] += factors[i * factors_step] *
+                           NAME(load)(others + i * others_step + v * LANES);
+        }
+        for (int64_t v = 0; v < width; v++) NAME(store)(to + v * LANES, sums[v]);
     }
 }
 
+/* The same by a width that the compiler knows, so that sums stay in registers. */
+#define WIDTHS                                                                                \
+    WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7)                            \
+    WIDTH(8) WIDTH(9) WIDTH(10) WIDTH(11) WIDTH(12) WIDTH(13) WIDTH(14)
+#define WIDTH(num)                                                                            \
+    static void NAME(add_##num)(const NAME(Sums) * of) {                                      \
+        NAME(add_lit)(of, num <= MAX_WIDTH ? num : MAX_WIDTH);                                \
+    }
+WIDTHS
+#undef WIDTH
+#define WIDTH(num) NAME(add_##num),
+static void (*const NAME(adds)[])(const NAME(Sums) *) = {NULL, WIDTHS};
+#undef WIDTH
+
+/* Panels that are taken side by side: none behind the last ones. */
+typedef struct {
+    int64_t column, panels, width; /* in vectors, without those that no trial fills */
+} NAME(Side);
+
+INLINE NAME(Side) NAME(side_from)(const NAME(Epoch) * e, int64_t column) {
+    const int64_t left = (e->num_columns - column) / PANEL;
+    const int64_t sides = (left + PANELS - 1) / PANELS; /* about as many panels in each */
+    const int64_t panels = left ? left / sides : 0;
+    const int is_half = NAME(is_half)(e, column + (panels - 1) * PANEL);
+    return (NAME(Side)){column, panels, panels * NUM_VECTORS - (is_half ? NUM_VECTORS - HALF : 0)};
+}
+
+#define FOR_SIDES(side, e)                                                                    \
+    for (NAME(Side) side = NAME(side_from)(e, 0); (side).panels;                              \
+         side = NAME(side_from)(e, (side).column + (side).panels * PANEL))
+
+/* Logits of panels side by side, a word of pixels at a time: their weights by 64 pixels stay in the
+ * first-level cache for all images. */
+static void NAME(forward_lit)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
+                              NAME(Side) side) {
+    const int64_t D = e->num_features, K = D + 1, length = side.panels * PANEL;
+    const int64_t z_stride = e->num_columns + PANEL;
+    REAL *z = s->z + side.column;
+    for (int64_t b = 0; b < rows; b++) memset(z + b * z_stride, 0, sizeof(REAL) * (size_t)length);
+    for (int64_t word = 0; word < num_words(D); word++) {
+        const int64_t first = word * WORD, num = K - first < WORD ? K - first : WORD;
+        for (int64_t panel = 0; panel < side.panels; panel++) {
+            const REAL *weights = e->weights + (side.column + panel * PANEL) * K + first * PANEL;
+            for (int64_t k = 0; k < num; k++) {
+                memcpy(s->side + k * length + panel * PANEL, weights + k * PANEL,
+                       sizeof(REAL) * PANEL);
+                __builtin_prefetch(weights + (k + WORD) * PANEL, 0, 2); /* for the next word */
+            }
+        }
+        const NAME(Sums) of = {.num = rows,
+                               .lit = s->lit + word,
+                               .lit_step = num_words(D),
+                               .factors = s->x + first,
+                               .factors_row_step = NAME(row_stride)(D),
+                               .factors_step = 1,
+                               .others = s->side,
+                               .others_step = length,
+                               .sums = z,
+                               .sums_step = z_stride};
+        NAME(adds)[side.width](&of);
+    }
+}
+
+static void NAME(forward)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows) {
+    if (e->skips_zeros) {
+        FOR_SIDES(side, e) NAME(forward_lit)(e, s, rows, side);
+        return;
+    }
+    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
+        if (NAME(is_half)(e, column)) NAME(forward_panel)(e, s->x, rows, column, s->z, HALF);
+        else NAME(forward_panel)(e, s->x, rows, column, s->z, NUM_VECTORS);
+    }
+}
+
+/* What a step of SGD does to a vector of columns: a batch's first gradient finds the velocity as the
+ * step before left it, and after its last one the weights move. Biases are not penalized. */
+typedef struct {
+    VECTOR momentum, weight_decay, l1, rate;
+    int begins, decays, has_l1, ends;
+} NAME(Step);
+
+INLINE NAME(Step) NAME(step_of)(const NAME(Epoch) * e, const REAL *coefficients, int begins,
+                                int ends) {
+    const int64_t N = e->num_columns;
+    return (NAME(Step)){NAME(load)(coefficients),         NAME(load)(coefficients + N),
+                        NAME(load)(coefficients + 2 * N), NAME(load)(coefficients + 3 * N),
+                        begins, e->weight_decay != NULL, e->l1 != NULL, ends};
+}
+
+INLINE void NAME(move)(const NAME(Step) * step, VECTOR gradient, int is_penalized, REAL *weights,
+                       REAL *velocity) {
+    VECTOR w = NAME(load)(weights), moved = NAME(load)(velocity);
+    if (step->begins) {
+        moved *= step->momentum;
+        /* Rounded here: of `a * b + c * d` a compiler may fuse either product with the sum, here this
+         * one and there the other, and a trial's bits would depend on where its column stands. */
+        OPAQUE(moved);
+        if (is_penalized && step->decays) moved += step->weight_decay * w;
+        if (is_penalized && step->has_l1) /* comparisons give -1 where they hold */
+            moved += step->l1 * __builtin_convertvector((w < 0) - (w > 0), VECTOR);
+    }
+    moved += gradient;
+    NAME(store)(velocity, moved);
+    if (step->ends) NAME(store)(weights, w - step->rate * moved);
+}
+
 /* The gradient of `num` rows of one panel of weights, and what SGD does with it. */
-INLINE void NAME(backward_block)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
-                                 int64_t rows, int64_t k, int64_t column,
-                                 const REAL *coefficients, int begins, int ends,
+INLINE void NAME(backward_block)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
+                                 int64_t k, int64_t column, int begins, int ends,
                                  const int64_t num, const int64_t vectors) {
-    const int64_t K = e->num_features + 1, N = e->num_columns, z_stride = N + PANEL;
-    const int64_t stride = NAME(row_stride)(e->num_features);
+    const int64_t K = e->num_features + 1, z_stride = e->num_columns + PANEL;
+    const int64_t stride = NAME(row_stride)(e->num_features), at = column * K + k * PANEL;
+    const REAL *x = s->x + k, *residual = s->z + column;
     VECTOR sums[MAX_SUMS][NUM_VECTORS];
     for (int64_t i = 0; i < num; i++) {
         for (int64_t v = 0; v < vectors; v++) sums[i][v] = (VECTOR){0};
         /* What the sums are for is fetched while they are computed. */
-        __builtin_prefetch(e->velocity + column * K + (k + i) * PANEL, 1);
-        __builtin_prefetch(e->weights + column * K + (k + i) * PANEL, 1);
+        __builtin_prefetch(e->velocity + at + i * PANEL, 1);
+        __builtin_prefetch(e->weights + at + i * PANEL, 1);
     }
     for (int64_t b = 0; b < rows; b++) {
         VECTOR r[NUM_VECTORS];
         for (int64_t v = 0; v < vectors; v++)
             r[v] = NAME(load)(residual + b * z_stride + v * LANES);
-        __builtin_prefetch(x + b * stride + k + PANEL); /* the next weights' pixels, row by row */
+        __builtin_prefetch(x + b * stride + PANEL); /* the next weights' pixels, row by row */
         for (int64_t i = 0; i < num; i++)
-            for (int64_t v = 0; v < vectors; v++)
-                sums[i][v] += x[b * stride + k + i] * r[v];
+            for (int64_t v = 0; v < vectors; v++) sums[i][v] += x[b * stride + i] * r[v];
     }
-    for (int64_t i = 0; i < num; i++) {
-        const int penalized = k + i < e->num_features; /* biases are not */
-        REAL *weights = e->weights + column * K + (k + i) * PANEL;
-        REAL *velocity = e->velocity + column * K + (k + i) * PANEL;
-        for (int64_t v = 0; v < vectors; v++) {
-            const REAL *of_column = coefficients + column + v * LANES;
-            VECTOR moved = NAME(load)(velocity + v * LANES);
-            if (begins) {
-                moved *= NAME(load)(of_column);
-                ROUNDED(moved);
-                if (penalized) {
-                    const VECTOR w = NAME(load)(weights + v * LANES);
-                    if (e->weight_decay) moved += NAME(load)(of_column + N) * w;
-                    if (e->l1) /* comparisons give -1 where they hold */
-                        moved += NAME(load)(of_column + 2 * N) *
-                                 __builtin_convertvector((w < 0) - (w > 0), VECTOR);
-                }
-            }
-            moved += sums[i][v];
-            NAME(store)(velocity + v * LANES, moved);
-            if (ends)
-                NAME(store)(weights + v * LANES, NAME(load)(weights + v * LANES) -
-                                                     NAME(load)(of_column + 3 * N) * moved);
-        }
+    for (int64_t v = 0; v < vectors; v++) {
+        const NAME(Step) step =
+            NAME(step_of)(e, s->coefficients + column + v * LANES, begins, ends);
+        for (int64_t i = 0; i < num; i++)
+            NAME(move)(&step, sums[i][v], k + i < e->num_features,
+                       e->weights + at + i * PANEL + v * LANES,
+                       e->velocity + at + i * PANEL + v * LANES);
     }
 }
 
-INLINE void NAME(backward_panel)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
-                                 int64_t rows, int64_t column, const REAL *coefficients,
-                                 int begins, int ends, const int64_t vectors) {
+INLINE void NAME(backward_panel)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
+                                 int64_t column, int begins, int ends, const int64_t vectors) {
     const int64_t K = e->num_features + 1;
     int64_t k = 0;
 #define WEIGHTS(num)                                                                          \
     for (; k + (num) <= K; k += (num))                                                        \
-        NAME(backward_block)(e, x, residual + column, rows, k, column, coefficients, begins,  \
-                             ends, num, vectors);
+        NAME(backward_block)(e, s, rows, k, column, begins, ends, num, vectors);
     WEIGHTS(BLOCK(vectors))
     if (BLOCK(vectors) > 4) { WEIGHTS(4) }
     if (BLOCK(vectors) > 2) { WEIGHTS(2) }
@@ -309,14 +500,52 @@ INLINE void NAME(backward_panel)(const NAME(Epoch) * e, const REAL *x, const REA
 #undef WEIGHTS
 }
 
-static void NAME(backward)(const NAME(Epoch) * e, const REAL *x, const REAL *residual,
-                           int64_t rows, const REAL *coefficients, int begins, int ends) {
+/* The gradients of panels side by side, a word of pixels at a time, and what SGD does with them. */
+static void NAME(backward_lit)(const NAME(Epoch) * e, const NAME(Scratch) * s, int begins,
+                               int ends, NAME(Side) side) {
+    const int64_t D = e->num_features, K = D + 1, length = side.panels * PANEL;
+    for (int64_t first = 0; first < K; first += WORD) {
+        const int64_t num = K - first < WORD ? K - first : WORD;
+        memset(s->side, 0, sizeof(REAL) * (size_t)(num * length));
+        for (int64_t panel = 0; panel < side.panels; panel++) { /* what sums are for is fetched */
+            const int64_t at = (side.column + panel * PANEL) * K + first * PANEL;
+            for (int64_t k = 0; k < num; k++) {
+                __builtin_prefetch(e->velocity + at + k * PANEL, 1, 2);
+                __builtin_prefetch(e->weights + at + k * PANEL, 1, 2);
+            }
+        }
+        const NAME(Sums) of = {.num = num,
+                               .lit = s->lit_by + first,
+                               .lit_step = 1,
+                               .factors = s->x + first,
+                               .factors_row_step = 1,
+                               .factors_step = NAME(row_stride)(D),
+                               .others = s->z + side.column,
+                               .others_step = e->num_columns + PANEL,
+                               .sums = s->side,
+                               .sums_step = length};
+        NAME(adds)[side.width](&of);
+        for (int64_t v = 0; v < side.width; v++) {
+            const int64_t column = side.column + v * LANES;
+            const int64_t at = column / PANEL * PANEL * K + first * PANEL + column % PANEL;
+            const NAME(Step) step = NAME(step_of)(e, s->coefficients + column, begins, ends);
+            for (int64_t k = 0; k < num; k++)
+                NAME(move)(&step, NAME(load)(s->side + k * length + v * LANES), first + k < D,
+                           e->weights + at + k * PANEL, e->velocity + at + k * PANEL);
+        }
+    }
+}
+
+static void NAME(backward)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
+                           int begins, int ends) {
+    if (e->skips_zeros) {
+        NAME(turn_lit)(e->num_features, rows, s);
+        FOR_SIDES(side, e) NAME(backward_lit)(e, s, begins, ends, side);
+        return;
+    }
     for (int64_t column = 0; column < e->num_columns; column += PANEL) {
-        if (NAME(is_half)(e, column))
-            NAME(backward_panel)(e, x, residual, rows, column, coefficients, begins, ends, HALF);
-        else
-            NAME(backward_panel)(e, x, residual, rows, column, coefficients, begins, ends,
-                                 NUM_VECTORS);
+        if (NAME(is_half)(e, column)) NAME(backward_panel)(e, s, rows, column, begins, ends, HALF);
+        else NAME(backward_panel)(e, s, rows, column, begins, ends, NUM_VECTORS);
     }
 }
 
@@ -453,10 +682,10 @@ void NAME(train_epoch)(const NAME(Epoch) * e) {
 #undef ROW
         for (int64_t slice = first; slice < end; slice += MAX_ROWS) {
             const int64_t rows = end - slice < MAX_ROWS ? end - slice : MAX_ROWS;
-            NAME(gather)(e, slice, rows, s.x);
-            NAME(forward)(e, s.x, rows, s.z);
+            NAME(gather)(e, slice, rows, &s);
+            NAME(forward)(e, &s, rows);
             NAME(softmax)(e, &s, slice, rows, e->loss_weights + step * P);
-            NAME(backward)(e, s.x, s.z, rows, s.coefficients, slice == first, slice + rows == end);
+            NAME(backward)(e, &s, rows, slice == first, slice + rows == end);
         }
     }
     restore_denormals(before);
@@ -468,8 +697,8 @@ void NAME(evaluate)(const NAME(Epoch) * e) {
     const unsigned before = flush_denormals();
     for (int64_t first = 0; first < e->num_images; first += MAX_ROWS) {
         const int64_t left = e->num_images - first, rows = left < MAX_ROWS ? left : MAX_ROWS;
-        NAME(gather)(e, first, rows, s.x);
-        NAME(forward)(e, s.x, rows, s.z);
+        NAME(gather)(e, first, rows, &s);
+        NAME(forward)(e, &s, rows);
         NAME(softmax)(e, &s, first, rows, NULL);
     }
     restore_denormals(before);
@@ -515,6 +744,11 @@ void NAME(step)(REAL *weights, REAL *velocity, REAL *first, REAL *second, const 
 
 #undef LANES
 #undef NUM_VECTORS
+#undef HALF
 #undef BLOCK
+#undef MAX_SUMS
+#undef PANELS
+#undef WIDTHS
+#undef FOR_SIDES
 #undef VECTOR
 #endif

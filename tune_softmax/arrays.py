@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ __all__ = ["ArrayData", "ArrayImages", "TrainingData", "to_arrays"]
 
 
 FLOAT32 = np.dtype(np.float32)
+MAX_SAMPLE = 1000
 
 
 _Images = TypeVar("_Images")
@@ -71,6 +73,13 @@ class ArrayData(TrainingData[ArrayImages]):
     """
 
     real: np.dtype[Any] = FLOAT32
+
+    @cached_property
+    def lit_share(self) -> float:
+        """The share of pixels that are not zero, in [0, 1], by a sample of the images."""
+        pixels = self.train.pixels
+        sample = pixels[:: -(-len(pixels) // MAX_SAMPLE)]
+        return float(np.count_nonzero(sample) / sample.size)
 
 
 def to_arrays(dataset: Dataset) -> ArrayData:

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["PANEL", "SLICE_ROWS", "Kernels", "find"]
+__all__ = ["PANEL", "SLICE_ROWS", "Kernels", "empty", "find"]
 
 PANEL = 16
 """Columns of a panel, in which weights are kept."""
 
 SLICE_ROWS = 64
 """Rows of a micro-batch's slice, MAX_ROWS in `_kernels.c`."""
+
+LINE_BYTES = 64
 
 # The newest level first; each names the processor flags that it needs.
 LEVELS = {
@@ -51,7 +53,7 @@ def _epoch_structure(real: Any) -> Any:  # noqa: ANN401 - ctypes' types are made
         *(("labels", ctypes.c_void_p), ("order", ctypes.c_void_p)),
         *((name, ctypes.c_int64) for name in counts),
         *(("weights", ctypes.c_void_p), ("velocity", ctypes.c_void_p)),
-        ("num_rows", ctypes.c_int64),
+        *(("num_rows", ctypes.c_int64), ("skips_zeros", ctypes.c_int64)),
         *((name, ctypes.c_void_p) for name in tables),
         *((name, ctypes.c_int64) for name in strides),
         *(("scratch", ctypes.c_void_p), ("loss", ctypes.c_void_p)),
@@ -85,7 +87,7 @@ class Kernels:
         size = self._function("scratch_size", real.name)
         size.restype = ctypes.c_int64
         counts = (num_features, num_classes, num_trials, num_columns)
-        return np.empty(size(*map(ctypes.c_int64, counts)), real)
+        return empty(size(*map(ctypes.c_int64, counts)), real)
 
     def train_epoch(self, arrays: Mapping[str, Array | None], numbers: dict[str, float]) -> None:
         """Train a group for an epoch; see `_kernels.c` for what each field means.
@@ -135,6 +137,17 @@ class Kernels:
 
     def _function(self, name: str, real: str) -> Any:  # noqa: ANN401 - ctypes'
         return getattr(self._library, f"{name}_{real}")
+
+
+def empty(shape: int | tuple[int, ...], real: np.dtype[Any]) -> Array:
+    """Return an array, not set to anything, that begins where a line of the cache does.
+
+    NumPy's begin 16 bytes into one, and every second vector of 32 bytes would lie on two lines.
+    """
+    size = int(np.prod(shape))
+    memory = np.empty(size * real.itemsize + LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % LINE_BYTES
+    return memory[start : start + size * real.itemsize].view(real).reshape(shape)
 
 
 @cache

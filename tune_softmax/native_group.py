@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tune_softmax.native import PANEL
+from tune_softmax.native import PANEL, empty
 from tune_softmax.steps import Plan
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeGroup"]
 
+# Leaving zeros out costs more than it saves where more of the pixels are none, and where a pixel
+# meets no more panels than these.
+MAX_LIT_SHARE = 0.6
+MAX_NARROW_PANELS = 3
+
 
 class NativeGroup:
     """Softmax regression: P trials, D pixels, C classes.
@@ -40,6 +45,8 @@ class NativeGroup:
         self.plan = Plan([trial.config for trial in trials], data, reduction)
         self._kernels = kernels
         self._shape = (data.num_classes, len(trials))
+        is_wide = len(trials) * data.num_classes > MAX_NARROW_PANELS * PANEL
+        self._skips_zeros = is_wide and data.lit_share < MAX_LIT_SHARE
         self._weights, self._velocity = (
             self._to_panels(np.stack([trial.layers[0][i] for trial in trials], axis=-1))
             for i in (0, 1)
@@ -112,6 +119,7 @@ class NativeGroup:
             "num_classes": num_classes,
             "num_trials": num_trials,
             "num_columns": len(self._weights) * PANEL,
+            "skips_zeros": self._skips_zeros,
         }
         return arrays, numbers, (loss, num_correct)
 
@@ -120,7 +128,8 @@ class NativeGroup:
         rows = len(stacked)
         columns = stacked.reshape(rows, -1)
         num_panels = -(-columns.shape[1] // PANEL)
-        panels = np.zeros((num_panels, rows, PANEL), stacked.dtype)
+        panels = empty((num_panels, rows, PANEL), stacked.dtype)
+        panels[:] = 0
         padded = panels.transpose(1, 0, 2)
         for panel in range(num_panels):
             part = columns[:, panel * PANEL : (panel + 1) * PANEL]
