@@ -1,7 +1,7 @@
 """Measure what packing gains: seconds per trial-epoch, beside those of the bare matrix products.
 
-It needs torch alone. Speed does not depend on what the images show, so that random ones of
-Fashion-MNIST's shape and brightness do, and nothing is downloaded.
+It needs torch alone. Of what the images show, speed depends on the zeros alone, so that random ones
+of Fashion-MNIST's shape with as many zeros do, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class Workload:
         model = f"{self.hidden_units} hidden units" if self.hidden_units else "no hidden layer"
         return (
             f"{self.num_images:,} training and {self.num_validation:,} validation images, "
-            f"random ones of Fashion-MNIST's shape ({height} x {width}, {NUM_CLASSES} classes)\n"
+            f"random ones of Fashion-MNIST's shape, half zeros as these "
+            f"({height} x {width}, {NUM_CLASSES} classes)\n"
             f"{model}; batch sizes {', '.join(map(str, self.batch_sizes))}; "
             f"packs in {self.precision}; {describe_device(self)}; "
             f"torch {torch.__version__}; medians of {self.repeats}"
@@ -235,7 +236,7 @@ def bench_packed(
 
 
 def random_data(workload: Workload) -> TensorData:
-    """Return random images of Fashion-MNIST's shape, half of their pixels black as in the real."""
+    """Return random images of Fashion-MNIST's shape, half of their pixels zero as in the real."""
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> Images:
