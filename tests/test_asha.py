@@ -179,11 +179,3 @@ def test_a_later_bracket_has_its_first_rung_later():
     rungs = Rungs(Asha(brackets=2, grace_period=2, reduction_factor=3), 20, seed=0)
     found = {(rungs.bracket(number), *rungs.of(number)) for number in range(20)}
     assert found == {(0, 2, 6, 18), (1, 6, 18)}
-
-
-def test_parked_states_are_given_back_once():
-    """What was parked is fetched by trial number, and then forgotten; what is lost is left out."""
-    referee = referee_of(Asha())
-    referee.park({3: "three", 4: "four"})
-    assert referee.fetch([4]) == {4: "four"}
-    assert referee.fetch([3, 4]) == {3: "three"}

@@ -5,8 +5,8 @@ Ray Tune's ASHAScheduler has it: a trial that comes to a rung goes on if it is w
 in eta of those that came before it. One referee hears every trial on every rung, whichever pack
 it trains in; after a restart it hears the recorded values again and stands where it stood.
 
-The rule is written out here, because Ray Tune takes longer to import than a search of small
-trials to train, and the referee runs in a process of its own.
+The rule is written out here, because Ray Tune's judges one trial at a time where its trials, our
+packs, report, and does not stand where it stood after a restart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bisect import insort
 from collections import defaultdict
 from math import e, floor, inf, isfinite
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tune_softmax.seeding import derive_seed
 
@@ -82,19 +82,6 @@ class Referee:
         self._reached: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
         self._heard: dict[int, int] = {}  # the last rung, by trial
         self._stopped: dict[int, int] = {}  # epoch of the stop, by trial
-        self._parked: dict[int, Any] = {}
-
-    def park(self, states: Mapping[int, Any]) -> None:
-        """Keep the states of trials that wait on a rung for a fuller pack.
-
-        Args:
-            states: By trial number; what they are is the packs' business.
-        """
-        self._parked |= states
-
-    def fetch(self, numbers: Collection[int]) -> dict[int, Any]:
-        """Give back, and forget, the states of parked trials, as far as they are here."""
-        return {n: self._parked.pop(n) for n in numbers if n in self._parked}
 
     def replay(self, values: Mapping[int, Mapping[int, float]]) -> None:
         """Hear recorded epochs again: they fill the rungs, and nobody is stopped.

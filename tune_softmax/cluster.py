@@ -115,9 +115,7 @@ class Cluster:
 
 
 @contextmanager
-def connect(
-    address: str | None, resources: Resources, *, has_referee: bool = True
-) -> Iterator[Future[Cluster]]:
+def connect(address: str | None, resources: Resources) -> Iterator[Future[Cluster]]:
     """Connect to a Ray cluster for as long as the context lasts.
 
     Connecting takes seconds of waiting, so it goes on in the background; ask for its result. If
@@ -128,7 +126,6 @@ def connect(
         address: HOST:PORT of a cluster's head; None starts a local cluster of our own, whatever
             other Ray runs on this machine or is named in the environment.
         resources: What a pack takes, for as many workers to be started at once.
-        has_referee: Whether there will be one, which has a worker of its own.
 
     Yields:
         The cluster to be; its `result()` raises ClusterError where there is no cluster at the
@@ -142,9 +139,7 @@ def connect(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     is_over = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        connecting = executor.submit(
-            _connect, address, folder, resources, int(has_referee), is_over
-        )
+        connecting = executor.submit(_connect, address, folder, resources, is_over)
         try:
             yield connecting
         finally:
@@ -166,13 +161,11 @@ def _connect(
     address: str | None,
     folder: Path,
     resources: Resources,
-    num_referees: int,
     is_over: threading.Event,
 ) -> Cluster:
     def count_workers(num_cpus: float, num_gpus: float) -> int:
         num_packs = Node("here", num_cpus, num_gpus).num_packs(resources)
-        num_packs = min(num_packs, resources.max_concurrent_packs or num_packs)
-        return max(1, num_packs + num_referees)
+        return max(1, min(num_packs, resources.max_concurrent_packs or num_packs))
 
     if address is None:
         local_ray.start(folder, count_workers)

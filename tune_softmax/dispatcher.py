@@ -205,6 +205,14 @@ class Dispatcher:
         share = max(-(-left // self.num_places), -(-self.pack_size // 2))
         return min(self.pack_size, share)
 
+    def is_open(self, ray_id: str) -> bool:
+        """Whether a pack is not over."""
+        return ray_id in self._live
+
+    def has_live(self, ray_id: str) -> bool:
+        """Whether a pack, not over, has trials that still train."""
+        return bool(self._live[ray_id])
+
     def take(self, ray_id: str, result: PackResult) -> None:
         """Record a pack's report."""
         live = self._live[ray_id]

@@ -1,4 +1,4 @@
-"""Drive one agenda in Ray Tune: join the dispatcher, the referee and the packs.
+"""Drive one agenda in Ray Tune: join the dispatcher, the judge and the packs.
 
 Ray Tune's own folder is scratch, and what Ray pickles of the driver is empty: what a resume needs
 is in the run folder.
@@ -15,23 +15,28 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ray
 from ray.exceptions import OutOfMemoryError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tune_softmax.asha import Referee, Rungs
+from tune_softmax.asha import Rungs
 from tune_softmax.dispatcher import Dispatcher
 from tune_softmax.errors import TuneSoftmaxError
+from tune_softmax.judge import Judge
 from tune_softmax.lean_tune import tune, without_ray_data
 from tune_softmax.tune_workers import Patient, in_running_workers, keeping_idle_workers
 from tune_softmax.worker import PackTrainable, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from ray.tune.experiment import Trial
 
     from tune_softmax.dispatcher import Job
+    from tune_softmax.judge import Verdict
 
 __all__ = ["Outcome", "drive"]
+
+# What Ray Tune's schedulers answer.
+CONTINUE: str = tune.schedulers.TrialScheduler.CONTINUE
+STOP: str = tune.schedulers.TrialScheduler.STOP
 
 logger = logging.getLogger("tune_softmax")
 
@@ -103,20 +108,24 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
     experiment = job.experiment
     rungs = _rungs(job)
     settings = Settings(
-        metric=experiment.search.metric,
         cpus_per_pack=experiment.resources.cpus_per_pack,
         reduction=experiment.model.reduction,
         initial_std=experiment.model.initial_std,
         precision=experiment.model.precision,
-        parks_at=dispatcher.parks_at,
         rungs=rungs,
+    )
+    judge = Judge(
+        rungs,
+        metric=experiment.search.metric,
+        mode=experiment.search.mode,
+        parks_at=dispatcher.parks_at,
+        curves=dispatcher.curves,
     )
     trainable = tune.with_parameters(
         PackTrainable,
         dataset=job.dataset,
         test=job.test,
         settings=settings,
-        referee=_start_referee(job, rungs, dispatcher.curves),
     )
     resources = {
         "CPU": experiment.resources.cpus_per_pack,
@@ -126,7 +135,7 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_PackSearcher(dispatcher),
-            scheduler=Patient(),
+            scheduler=_PackScheduler(dispatcher, judge),
             num_samples=-1,  # `_Watch` ends the loop
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"pack-{trial.config['task'].pack}",
@@ -138,7 +147,9 @@ def _tune(job: Job, dispatcher: Dispatcher) -> None:
             verbose=0,
             # In a notebook Ray would choose one that wipes what the cell has printed.
             progress_reporter=tune.CLIReporter(),
-            callbacks=[_Watch(dispatcher, job.should_stop, experiment.resources.report_timeout_s)],
+            callbacks=[
+                _Watch(dispatcher, judge, job.should_stop, experiment.resources.report_timeout_s)
+            ],
         ),
     )
     with in_running_workers(), keeping_idle_workers(), without_ray_data():
@@ -150,18 +161,6 @@ def _rungs(job: Job) -> Rungs | None:
         return None
     max_epochs = int(job.experiment.space.largest("num_epochs"))
     return Rungs(job.asha, max_epochs, job.experiment.search.seed)
-
-
-def _start_referee(job: Job, rungs: Rungs | None, curves: Mapping[int, list[float]]) -> Any:  # noqa: ANN401 - a handle
-    if rungs is None:
-        return None
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Referee)
-    referee = actor.remote(rungs, job.experiment.search.mode)
-    if curves:
-        recorded = {number: dict(enumerate(curve, 1)) for number, curve in curves.items()}
-        referee.replay.remote(recorded)
-    return referee
 
 
 class _PackSearcher(tune.search.Searcher):
@@ -185,24 +184,11 @@ class _PackSearcher(tune.search.Searcher):
         task = self._dispatcher.next_pack(trial_id)
         return None if task is None else {"task": task}
 
-    @_past_ray
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Take a report, not the pack's last."""
-        self._dispatcher.take(trial_id, result["result"])
+    def on_trial_result(self, *_args: object) -> None:
+        """Leave that to `_PackScheduler`."""
 
-    @_past_ray
-    def on_trial_complete(
-        self,
-        trial_id: str,
-        result: dict[str, Any] | None = None,
-        error: bool = False,  # noqa: FBT001, FBT002 - Ray's signature
-    ) -> None:
-        """Take a pack's last report; `_Watch` is told of packs that lost their worker."""
-        if error:
-            return
-        if result is not None:
-            self._dispatcher.take(trial_id, result["result"])
-        self._dispatcher.end(trial_id, "its worker ended without a word")
+    def on_trial_complete(self, *_args: object, **_result: object) -> None:
+        """Leave that to `_PackScheduler`."""
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the ledger is saved."""
@@ -211,19 +197,66 @@ class _PackSearcher(tune.search.Searcher):
         """Restore nothing: a resume reads the ledger."""
 
 
+class _PackScheduler(Patient):
+    """Ray Tune's view of ASHA: what becomes of a pack after a report.
+
+    Args:
+        dispatcher: Who records it.
+        judge: Who decides.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, judge: Judge) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+        self._judge = judge
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything out: Ray pickles its scheduler."""
+        return {}
+
+    @_past_ray
+    def on_trial_result(self, _controller: object, trial: Trial, result: dict[str, Any]) -> str:
+        """Take a report, not the pack's last, and tell the pack who of it goes on."""
+        verdict = self._take(trial, result)
+        if not self._dispatcher.has_live(trial.trial_id):
+            self._dispatcher.end(trial.trial_id, "all its trials have ended")
+            return STOP
+        if verdict:
+            trial.temporary_state.ray_actor.hear.remote(verdict.stopped, parks=verdict.parks)
+        return CONTINUE
+
+    @_past_ray
+    def on_trial_complete(self, _controller: object, trial: Trial, result: dict[str, Any]) -> None:
+        """Take a pack's last report; one that was ended above is over already."""
+        if self._dispatcher.is_open(trial.trial_id):
+            self._take(trial, result)
+            self._dispatcher.end(trial.trial_id, "its worker ended without a word")
+
+    def _take(self, trial: Trial, result: dict[str, Any]) -> Verdict:
+        judged, verdict = self._judge.hear(trial.config["task"], result["result"])
+        self._dispatcher.take(trial.trial_id, judged)
+        return verdict
+
+
 class _Watch(tune.Callback):
     """Looks, between Ray Tune's events, whether to leave, and whether every pack still reports.
 
     Args:
         dispatcher: Who is told.
+        judge: Who has kept what a pack goes on from.
         should_stop: Asked between events.
         timeout_s: Seconds without a report after which a pack's worker is killed.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, should_stop: Callable[[], bool], timeout_s: float
+        self,
+        dispatcher: Dispatcher,
+        judge: Judge,
+        should_stop: Callable[[], bool],
+        timeout_s: float,
     ) -> None:
         self._dispatcher = dispatcher
+        self._judge = judge
         self._should_stop = should_stop
         self._timeout_s = timeout_s
         self._heard: dict[Trial, float] = {}  # when each pack began or last reported
@@ -252,8 +285,11 @@ class _Watch(tune.Callback):
                 ray.kill(actor)
 
     def on_trial_start(self, trial: Trial, **_info: object) -> None:
-        """Note when a pack began."""
+        """Note when a pack began, and give it the states of trials that were parked."""
         self._heard[trial] = time.monotonic()
+        states = self._judge.states(trial.config["task"].tasks)
+        if states:
+            trial.temporary_state.ray_actor.go_on.remote(states)
 
     def on_trial_result(self, trial: Trial, **_info: object) -> None:
         """Note when a pack reported."""

@@ -87,10 +87,7 @@ class Listed:
         source = self.experiment.model_copy(update={"dataset": loaded})
         with (
             running.interruptible() as stop,
-            running.prepared(source, address, data_dir, show, has_referee=False) as (
-                dataset,
-                cluster,
-            ),
+            running.prepared(source, address, data_dir, show) as (dataset, cluster),
         ):
             before(dataset)
             with self._opened(dataset) as ledger:

@@ -61,8 +61,6 @@ def prepared(
     address: str | None,
     data_dir: Path | str | None,
     observe: Callable[[Snapshot], None],
-    *,
-    has_referee: bool,
 ) -> Iterator[tuple[Dataset, Cluster]]:
     """Load the dataset and import while Ray starts; check that the cluster can run a pack."""
 
@@ -71,7 +69,7 @@ def prepared(
 
     options = experiment.dataset
     with (
-        connect(address, experiment.resources, has_referee=has_referee) as connecting,
+        connect(address, experiment.resources) as connecting,
         ThreadPoolExecutor(max_workers=1) as executor,
     ):
         tell("loading the dataset")

@@ -18,7 +18,6 @@ from tune_softmax.warm_start import Past, from_json, to_json, warmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from tune_softmax.cluster import Cluster
     from tune_softmax.data import Dataset
@@ -78,7 +77,7 @@ def search(
     server = _reachable(ledger_url, folder) if ledger_url else None
     with (
         running.interruptible() as stop,
-        _prepared(experiment, address, data_dir, observe) as (dataset, cluster),
+        running.prepared(experiment, address, data_dir, observe) as (dataset, cluster),
     ):
         folder.create()
         with folder.writing(), running.logging_to(folder.log):
@@ -151,7 +150,7 @@ def resume(
     ):
         meta = ledger.meta()
         running.check_unchanged(folder, meta, recorded)
-        with _prepared(experiment, address, data_dir, observe) as (dataset, cluster):
+        with running.prepared(experiment, address, data_dir, observe) as (dataset, cluster):
             running.check_dataset(folder, meta["dataset_checksum"], dataset)
             if meta.get("experiment") != experiment.to_yaml():
                 changed = {"num_trials": experiment.search.num_trials}
@@ -162,16 +161,6 @@ def resume(
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
                 running.run(folder, job, stop, experiment.search.time_budget_s)
     return _results(folder.path)
-
-
-def _prepared(
-    experiment: Experiment,
-    address: str | None,
-    data_dir: Path | str | None,
-    observe: Callable[[Snapshot], None],
-) -> AbstractContextManager[tuple[Dataset, Cluster]]:
-    has_referee = experiment.search.asha is not None
-    return running.prepared(experiment, address, data_dir, observe, has_referee=has_referee)
 
 
 def _results(run: Path | str) -> Results:

@@ -1,8 +1,8 @@
 """What runs on a Ray worker: one Ray Tune trial that trains one pack.
 
-The pack's own trials are judged by the referee on their rungs and leave when it says so; what
-happened goes back to the driver, which alone writes the ledger. Torch takes seconds to import, so
-it is imported where our own kernels do not do what a pack needs.
+What happened goes back to the driver, which alone writes the ledger. On a rung the pack ends its
+step, for the driver says who goes on. Torch takes seconds to import, so it is imported where our
+own kernels do not do what a pack needs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -66,21 +66,17 @@ class Settings:
     """What all packs of a search have in common.
 
     Attributes:
-        metric: By which ASHA judges.
         cpus_per_pack: Threads.
         reduction: Whether a mini-batch's loss is the mean or the sum over its images.
         initial_std: Standard deviation of the initial weights.
         precision: In which products with the images are computed.
-        parks_at: A pack that is down to so many trials on a rung parks them.
-        rungs: Where the referee compares trials, or None where nothing is stopped early.
+        rungs: Where trials are compared, or None where nothing is stopped early.
     """
 
-    metric: str
     cpus_per_pack: int
     reduction: Reduction
     initial_std: float
     precision: Precision
-    parks_at: int
     rungs: Rungs | None
 
 
@@ -94,6 +90,7 @@ class PackResult:
         error: The traceback, if the pack raised.
         out_of_memory: Whether memory was too little for a pack of this size.
         remark: What to tell who asked for it, if there is anything.
+        states: Of the trials that it was told to park, by number.
     """
 
     pack: int
@@ -101,6 +98,7 @@ class PackResult:
     error: str | None = None
     out_of_memory: bool = False
     remark: str | None = None
+    states: dict[int, TrialState] = field(default_factory=dict)
 
 
 class PackTrainable(tune.Trainable):
@@ -110,6 +108,8 @@ class PackTrainable(tune.Trainable):
     """
 
     _pack: Pack | None
+    _begin: Mapping[int, TrialState]
+    _verdict: tuple[Collection[int], bool]  # who ends, and whether the others are parked
 
     def setup(
         self,
@@ -117,7 +117,6 @@ class PackTrainable(tune.Trainable):
         dataset: Dataset,
         test: Split | None,
         settings: Settings,
-        referee: Any,  # noqa: ANN401 - an actor handle has no type
     ) -> None:
         """Keep what every pack of this worker needs.
 
@@ -126,12 +125,10 @@ class PackTrainable(tune.Trainable):
             dataset: Training and validation images, from Ray's object store.
             test: Test images to evaluate trials on at their end, or None where that is not asked.
             settings: What all packs have in common.
-            referee: The referee's actor handle, or None where nothing is stopped early.
         """
         self._dataset = dataset
         self._test = test
         self._settings = settings
-        self._referee = referee
         self._data: tuple[tuple[View, bool], ArrayData | TensorData] | None = None
         self._start(config)
 
@@ -140,17 +137,34 @@ class PackTrainable(tune.Trainable):
         self._start(new_config)
         return True
 
+    def go_on(self, states: Mapping[int, TrialState]) -> None:
+        """Begin the pack with its trials' states as another has parked them."""
+        self._begin = states
+
+    def hear(self, stopped: Collection[int], *, parks: bool) -> None:
+        """Hear, between two steps, which trials end on their rung, and whether the others wait."""
+        self._verdict = stopped, parks
+
     def step(self) -> dict[str, Any]:
-        """Train one epoch, or as many short ones as fit into one report."""
+        """Train one epoch, or as many short ones as fit into one report and lead to no rung."""
         started = time.perf_counter()
         reports: list[Report] = []
+        states: dict[int, TrialState] = {}
         error = None
-        is_over = is_small = False
+        is_over = is_small = is_judged = False
         try:
             if self._pack is None:
                 self._pack = self._build()
-            while not is_over and time.perf_counter() - started < REPORT_SECONDS:
-                reports += self._train_epoch(self._pack)
+            stopped, parks = self._verdict
+            self._verdict = (), False
+            self._pack.drop(stopped)
+            if parks:
+                states = {number: self._pack.state(number) for number in self._pack.numbers}
+                is_over = True
+            while not (is_over or is_judged) and time.perf_counter() - started < REPORT_SECONDS:
+                found = self._train_epoch(self._pack)
+                reports += found
+                is_judged = any(_is_on_rung(report) for report in found)
                 is_over = not self._pack.numbers
         except Exception as caught:  # noqa: BLE001 - the trial boundary: the traceback is kept with the trials
             is_small = _is_out_of_memory(caught)
@@ -158,20 +172,26 @@ class PackTrainable(tune.Trainable):
             is_over = True
         if is_over:
             self._pack = None
-        result = PackResult(self._task.pack, reports, error, is_small, self._remark())
+        result = PackResult(self._task.pack, reports, error, is_small, self._remark(), states)
         return {"result": result, "done": is_over}
 
     def _start(self, config: dict[str, Any]) -> None:
         self._task: PackTask = config["task"]
         self._best: dict[int, tuple[float, int, Any]] = {}  # loss, epoch, weights; with patience
         self._pack = None
+        self._begin = {}
+        self._verdict = (), False
 
     def _build(self) -> Pack:
         from tune_softmax.packed import Pack, needs_torch
 
         task = self._task
         configs = {number: one.config for number, one in task.tasks.items()}
-        states = self._fetch() if task.epoch else {}
+        states = {
+            number: [(w.copy(), v.copy()) for w, v in layers]  # Ray's own are read-only
+            for number, layers in self._begin.items()
+        }
+        self._begin = {}
         lost = not task.tasks.keys() <= states.keys()
         pack = Pack(
             configs,
@@ -234,62 +254,24 @@ class PackTrainable(tune.Trainable):
                 self._data = (wanted, to_arrays(dataset))
         return self._data[1]
 
-    def _fetch(self) -> dict[int, TrialState]:
-        states = ray.get(self._referee.fetch.remote(list(self._task.tasks)))
-        return {
-            number: [(w.copy(), v.copy()) for w, v in layers]  # Ray's own are read-only
-            for number, layers in states.items()
-        }
-
     def _train_epoch(self, pack: Pack) -> list[Report]:
         measured = pack.train_epoch()
-        states = self._states(pack, measured)
-        parked = self._park(pack, states)
-        reports = []
-        for number, metrics in measured.items():
-            state, rung, error = states[number]
-            test = None
-            if state is State.COMPLETE and self._test is not None:
-                test = self._test_result(pack, number)
-            state = State.PARKED if number in parked else state
-            reports.append(Report(number, pack.epoch, metrics, state, rung, error, test))
+        reports = [self._report(pack, number, metrics) for number, metrics in measured.items()]
         pack.drop(report.number for report in reports if report.state is not State.RUNNING)
         return reports
 
-    def _states(
-        self, pack: Pack, measured: dict[int, EpochMetrics]
-    ) -> dict[int, tuple[State, int | None, str | None]]:
-        """Return each trial's state after the epoch, its highest rung, and why it failed."""
-        epoch = pack.epoch
-        rungs = self._settings.rungs
-        final = {n for n in measured if self._task.tasks[n].config.num_epochs == epoch}
-        stopped = self._judge(epoch, measured, final)
-        states: dict[int, tuple[State, int | None, str | None]] = {}
-        for number, metrics in measured.items():
-            state, error = State.RUNNING, None
-            if not metrics.is_finite:
-                state, error = State.FAIL, f"diverged: {_diverged(metrics)} in epoch {epoch}"
-            elif self._has_lost_patience(pack, number, metrics) or number in final:
-                state = State.COMPLETE
-            elif number in stopped:
-                state = State.PRUNED
-            states[number] = state, rungs.reached(number, epoch) if rungs else None, error
-        return states
-
-    def _judge(
-        self, epoch: int, measured: dict[int, EpochMetrics], final: set[int]
-    ) -> Collection[int]:
-        """Return who ends on a rung; the referee is another process, and asked on rungs alone."""
-        rungs, metric = self._settings.rungs, self._settings.metric
-        values = {
-            number: getattr(metrics, metric)
-            for number, metrics in measured.items()
-            if rungs and metrics.is_finite and epoch in rungs.of(number)
-        }
-        if not values:
-            return ()
-        stopped: set[int] = ray.get(self._referee.judge.remote(epoch, values, final))
-        return stopped
+    def _report(self, pack: Pack, number: int, metrics: EpochMetrics) -> Report:
+        """Say what the pack's last epoch brought one of its trials."""
+        epoch, rungs = pack.epoch, self._settings.rungs
+        is_final = self._task.tasks[number].config.num_epochs == epoch
+        state, error, test = State.RUNNING, None, None
+        if not metrics.is_finite:
+            state, error = State.FAIL, f"diverged: {_diverged(metrics)} in epoch {epoch}"
+        elif self._has_lost_patience(pack, number, metrics) or is_final:
+            state = State.COMPLETE
+            test = None if self._test is None else self._test_result(pack, number)
+        rung = rungs.reached(number, epoch) if rungs else None
+        return Report(number, epoch, metrics, state, rung, error, test)
 
     def _has_lost_patience(self, pack: Pack, number: int, metrics: EpochMetrics) -> bool:
         """Say whether early stopping ends a trial here, and keep its best weights."""
@@ -300,18 +282,6 @@ class PackTrainable(tune.Trainable):
         if number not in self._best or loss < self._best[number][0]:
             self._best[number] = loss, pack.epoch, pack.weights(number)
         return pack.epoch - self._best[number][1] >= patience
-
-    def _park(
-        self, pack: Pack, states: Mapping[int, tuple[State, int | None, str | None]]
-    ) -> set[int]:
-        """Leave the pack on a rung once few trials are left in it: they cost as much as many."""
-        left = {number for number, (state, _, _) in states.items() if state is State.RUNNING}
-        on_rung = any(rung == pack.epoch for _, rung, _ in states.values())
-        is_new = pack.epoch > self._task.recorded
-        if not is_new or not on_rung or not 0 < len(left) <= self._settings.parks_at:
-            return set()
-        ray.get(self._referee.park.remote({number: pack.state(number) for number in left}))
-        return left
 
     def _test_result(self, pack: Pack, number: int) -> FinalTest:
         self._set_up_torch()
@@ -329,6 +299,11 @@ class PackTrainable(tune.Trainable):
         return FinalTest(
             found.loss, found.accuracy, tuple(tuple(row) for row in found.confusion.tolist())
         )
+
+
+def _is_on_rung(report: Report) -> bool:
+    """Whether the trial waits to hear whether it goes on."""
+    return report.state is State.RUNNING and report.rung == report.epoch
 
 
 def _device() -> str:

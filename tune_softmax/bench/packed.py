@@ -1,7 +1,7 @@
 """Measure what packing gains: seconds per trial-epoch, beside those of the bare matrix products.
 
-It needs torch alone. Of what the images show, speed depends on the zeros alone, so that random ones
-of Fashion-MNIST's shape with as many zeros do, and nothing is downloaded.
+It needs torch alone. Of what the images show, speed depends on the zeros alone, so that random
+ones of Fashion-MNIST's shape with as many zeros do, and nothing is downloaded.
 """
 
 from __future__ import annotations
