@@ -94,6 +94,7 @@ ORDER = [
     "tune_workers",
     "worker",
     "dispatcher",
+    "judge",
     "driver",
     "beside",
     "running",
