@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax.errors import ClusterError, ClusterLostError
+from tune_softmax.lasting import lasting
 
 # In a notebook Ray and tqdm, which it imports, miss ipywidgets for displays that we do not use.
-with warnings.catch_warnings():
+with lasting(), warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress not found")
     logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     import ray

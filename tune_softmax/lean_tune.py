@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tune_softmax.lasting import lasting
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -71,5 +73,5 @@ def without_ray_data() -> Iterator[None]:
         yield
 
 
-with without_ray_data(), _only_named("pandas", "DataFrame"):
+with lasting(), without_ray_data(), _only_named("pandas", "DataFrame"):
     from ray import tune

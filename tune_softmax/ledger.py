@@ -8,7 +8,6 @@ written, or is gone, is a damaged run: every read holds its rows against their c
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import math
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 
 from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError, ResultsError
+from tune_softmax.lasting import lasting
 from tune_softmax.ledger_tables import (
     EPOCHS,
     EVENTS,
@@ -431,7 +431,7 @@ class Ledger:
             return [], []
         faults = []
         values = []
-        with _without_collection():
+        with lasting():
             fetched = fetch(connection, table, is_sealed=is_sealed)
             for index, row in enumerate(fetched.rows):
                 fault = fetched.faults.get(index)
@@ -461,18 +461,6 @@ class Ledger:
             raise self._storage.translated(error) from error
         except ValueError as error:
             raise self._damaged([str(error)]) from error
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Look for no garbage while many objects are made: that took a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _storage(

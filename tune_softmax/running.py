@@ -27,6 +27,7 @@ from tune_softmax.errors import (
     ResultsError,
     SearchInterruptedError,
 )
+from tune_softmax.lasting import lasting
 from tune_softmax.progress import Snapshot
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ def prepared(
             split_seed=options.split_seed,
             data_dir=Path(data_dir) if data_dir else None,
         )
-        for slow in ("driver", "study", "ledger"):  # Ray Tune, Optuna, SQLAlchemy
-            importlib.import_module(f"tune_softmax.{slow}")
+        with lasting():
+            for slow in ("driver", "study", "ledger"):  # Ray Tune, Optuna, SQLAlchemy
+                importlib.import_module(f"tune_softmax.{slow}")
         dataset = loading.result()
         _check_batch_size(experiment, len(dataset.train))
         tell(f"joining the cluster at {address}" if address else "starting Ray on this machine")
