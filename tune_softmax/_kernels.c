@@ -1,15 +1,17 @@
 /* One epoch of softmax regression for P trials at once, on one CPU core.
  *
- * native.py calls this. The trials' weights stand in panels of PANEL columns, (N / PANEL, K, PANEL),
- * K = D + 1 with the bias last; column c * P + p is class c of trial p, and columns past C * P are
- * zero and stay so. A micro-batch of rows is scaled once into a buffer that stays in the second-level
- * cache. The forward product reads each panel once. The gradient's product keeps its sums in
- * registers, so that momentum, penalties and the step are applied there: weights and velocity are
- * read and written once a micro-batch, and no pass over them is left.
+ * native.py calls this. Column c * P + p of the weights is class c of trial p, and columns past C * P
+ * are zero and stay so. They stand in sides, each a matrix (K, length) of some panels of PANEL columns,
+ * K = D + 1 with the bias last. The gradient's product keeps its sums in registers, so that momentum,
+ * penalties and the step are applied there: weights and velocity are read and written once a
+ * micro-batch, and no pass over them is left.
  *
  * A product need not add what a pixel of zero is multiplied by. Where many are zero, words of 64 bits
  * say which of 64 pixels an image lights, or which of 64 images light a pixel, and products run over
- * their ones. Sums keep their order, so the bits of the result are the same.
+ * their ones, with a side's rows of a word in the first-level cache. A micro-batch's images stay the
+ * bytes that they are, and a table says what each is. Sums keep their order, so the bits of the result
+ * are the same as those of the products that leave nothing out: these have a side for every panel, and
+ * scale a micro-batch once into a buffer that stays in the second-level cache.
  *
  * The body is compiled twice, for float and for double: this file includes itself.
  */
@@ -25,19 +27,23 @@
 #define LINE_BYTES 64
 #define NARROW 16   /* fewer trials than this share the softmax's loops with their slice's rows */
 #define WORD 64     /* bits of a word; MAX_ROWS is no more */
+#define NUM_BYTES 256
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define NUM_SUMS 24 /* vectors of running sums that fit into the registers */
-#define MAX_WIDTH 8 /* vectors of which 64 rows stay in the first-level cache */
+#define MAX_WIDTH 8    /* vectors of the only side: 64 rows of it fit into the first-level cache */
+#define SHARED_WIDTH 8 /* of one of several: what they read and write in turn fits as well */
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
 #define NUM_SUMS 12
 #define MAX_WIDTH 14
+#define SHARED_WIDTH 10
 #else
 #define VECTOR_BYTES 16
 #define NUM_SUMS 12
 #define MAX_WIDTH 14
+#define SHARED_WIDTH 14
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -49,6 +55,12 @@
 #define OPAQUE(vector) __asm__("" : "+m"(vector))
 #endif
 
+/* Keep from the compiler what an address is the sum of, or it adds it up anew for each vector there. */
+#define OPAQUE_ADDRESS(number) __asm__("" : "+r"(number))
+
+/* Arrays of vectors stay in registers only where loops over them are unrolled, however long that gets. */
+#define UNROLL _Pragma("GCC unroll 14")
+
 /* What an epoch of one group needs; native.py holds the same structure. */
 #define EPOCH_FIELDS(real)                                                                    \
     const uint8_t *pixels; /* (num_images, D); NULL where there are inputs */                 \
@@ -57,9 +69,9 @@
     const int64_t *labels; /* (num_images,) */                                                \
     const int64_t *order;  /* (num_images,), which image comes when; NULL as they lie */      \
     int64_t num_images, num_features, num_classes, num_trials, num_columns;                   \
-    real *weights, *velocity; /* (N / PANEL, K, PANEL) */                                     \
+    real *weights, *velocity; /* (K, N), in sides */                                          \
     int64_t num_rows;         /* of a micro-batch */                                          \
-    int64_t skips_zeros;      /* whether products leave zeros out */                          \
+    int64_t skips_zeros;      /* whether products leave zeros out; only of pixels */          \
     /* Tables of a row a micro-batch and a column a trial; a stride of 0 repeats one row. */  \
     const real *loss_weights, *momentum, *weight_decay, *l1, *rates;                          \
     int64_t momentum_stride, weight_decay_stride, l1_stride;                                  \
@@ -131,7 +143,7 @@ INLINE void turn(uint64_t *restrict words) {
 #undef SWAP
 }
 
-/* Return the words that an image's pixels and the one behind them take. */
+/* Return the words of an image's pixels and of the one behind them. */
 INLINE int64_t num_words(int64_t num_features) { return (num_features + 1 + WORD - 1) / WORD; }
 
 /* Round to the nearest that bfloat16 holds, ties to even. */
@@ -144,6 +156,9 @@ INLINE float round_to_bfloat16(float x) {
     return x == x ? rounded : x;
 }
 
+/* Which penalties some weights have: biases have none, and few others L1. */
+typedef enum { NONE, DECAY, DECAY_AND_L1 } Penalties;
+
 #define REAL float
 #define NAME(name) name##_float32
 #define EXP vector_exp_float32
@@ -155,6 +170,7 @@ INLINE float round_to_bfloat16(float x) {
 #undef FMA
 
 #define REAL double
+#define IS_DOUBLE
 #define NAME(name) name##_float64
 #define EXP vector_exp_float64
 #define FMA __builtin_fma
@@ -163,15 +179,16 @@ INLINE float round_to_bfloat16(float x) {
 #undef NAME
 #undef EXP
 #undef FMA
+#undef IS_DOUBLE
 
 #else /* the body */
 
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
-#define NUM_VECTORS ((int64_t)(PANEL / LANES))              /* of a panel's row */
+#define NUM_VECTORS ((int64_t)(PANEL / LANES)) /* of a panel's row */
 #define HALF (NUM_VECTORS > 1 ? NUM_VECTORS / 2 : 1)
 #define BLOCK(vectors) (NUM_SUMS > (vectors) ? NUM_SUMS / (vectors) : 1) /* rows of sums */
 #define MAX_SUMS (NUM_SUMS > NUM_VECTORS ? NUM_SUMS : NUM_VECTORS)
-#define PANELS (MAX_WIDTH > NUM_VECTORS ? MAX_WIDTH / NUM_VECTORS : 1) /* side by side */
+#define PANELS(width) /* of a side */ ((width) > NUM_VECTORS ? (width) / NUM_VECTORS : 1)
 
 typedef REAL NAME(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))));
 #define VECTOR NAME(vector)
@@ -191,27 +208,36 @@ INLINE int64_t NAME(row_stride)(int64_t num_features) {
 typedef struct {
     uint64_t *lit;      /* (MAX_ROWS, words), which pixels a slice's images light */
     uint64_t *lit_by;   /* (words, WORD), which of the slice's images light a pixel */
-    REAL *side;         /* (WORD, PANELS * PANEL), weights or gradients of a word of pixels */
-    REAL *x;            /* (MAX_ROWS, row_stride), a slice's images */
+    uint8_t *bytes;     /* (MAX_ROWS, words * WORD), the slice's images as they are */
+    REAL *of_byte;      /* (NUM_BYTES,), what they mean */
+    REAL *x;            /* (MAX_ROWS, row_stride), or the images, scaled */
     REAL *z;            /* (MAX_ROWS, N + PANEL), their logits, then their residuals */
     REAL *coefficients; /* (4, N) */
-    REAL *of_lane;      /* (4, lanes); a lane of the softmax is a trial, or one with a row */
+    double *tally;      /* (3, P) */
+    int64_t lanes;      /* of the softmax: trials, or trials with rows; with room for a vector more */
+    REAL *of_lane;      /* (4, lanes) */
     REAL *by_class;     /* (C, lanes), where lanes are not as they lie in z */
 } NAME(Scratch);
 
 /* Return the reals of a scratch space, and say where its parts are. */
 INLINE int64_t NAME(divide)(REAL *from, int64_t D, int64_t C, int64_t P, int64_t N,
                             NAME(Scratch) * parts) {
-    const int64_t lanes = P < NARROW ? MAX_ROWS * P : P;
-    parts->lit = (uint64_t *)from; /* first, where memory is aligned for it */
+    /* Numbers are such that every part begins where a line of the cache does, as the space does. */
+#define WHOLE_LINES(num) (((num) + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES)
+    const int64_t lanes = WHOLE_LINES((P < NARROW ? MAX_ROWS * P : P) + LANES);
+    parts->lit = (uint64_t *)from;
     parts->lit_by = parts->lit + MAX_ROWS * num_words(D);
-    parts->side = (REAL *)(parts->lit_by + num_words(D) * WORD);
-    parts->x = parts->side + WORD * PANELS * PANEL;
+    parts->bytes = (uint8_t *)(parts->lit_by + num_words(D) * WORD);
+    parts->tally = (double *)(parts->bytes + MAX_ROWS * num_words(D) * WORD);
+    parts->of_byte = (REAL *)(parts->tally + WHOLE_LINES(3 * P));
+    parts->x = parts->of_byte + NUM_BYTES;
     parts->z = parts->x + MAX_ROWS * NAME(row_stride)(D);
     parts->coefficients = parts->z + MAX_ROWS * (N + PANEL);
+    parts->lanes = lanes;
     parts->of_lane = parts->coefficients + 4 * N;
     parts->by_class = parts->of_lane + 4 * lanes;
     return parts->by_class + (P < NARROW ? C * lanes : 0) - from;
+#undef WHOLE_LINES
 }
 
 /* A pixel over the largest, rounded as a division rounds it, but in a third of its time: what the
@@ -226,17 +252,28 @@ INLINE REAL NAME(quotient)(uint8_t pixel, REAL pixel_max, REAL inverse) {
 #endif
 }
 
-/* Say which pixels an image lights, the one behind them among them: of its bytes, or NULL and inputs. */
-static void NAME(note_lit)(const uint8_t *pixels, const REAL *inputs, int64_t D, uint64_t *lit) {
-    for (int64_t d = 0; d <= D; d += WORD, lit++) {
-        const int64_t num = D - d < WORD ? D - d : WORD;
-        *lit = pixels ? lit_bytes(pixels + d, num) : 0;
-        for (int64_t i = 0; !pixels && i < num; i++) *lit |= (uint64_t)(inputs[d + i] != 0) << i;
-    }
-    lit[-1] |= UINT64_C(1) << D % WORD;
+/* Say what each byte means, where images stay bytes. */
+static void NAME(note_bytes)(const NAME(Epoch) * e, const NAME(Scratch) * s) {
+    if (!e->skips_zeros) return;
+    const REAL inverse = 1 / e->pixel_max;
+    for (int64_t i = 0; i < NUM_BYTES; i++)
+        s->of_byte[i] = NAME(quotient)((uint8_t)i, e->pixel_max, inverse);
 }
 
-/* Scale a micro-batch's images and put a one behind each. Images come in a random order, which no
+/* Copy an image's bytes, put the largest pixel, a one, behind them, and say which are lit. */
+static void NAME(copy_bytes)(const NAME(Epoch) * e, const uint8_t *image, int64_t b,
+                             const NAME(Scratch) * s) {
+    const int64_t D = e->num_features, words = num_words(D);
+    uint8_t *bytes = s->bytes + b * words * WORD;
+    memcpy(bytes, image, (size_t)D);
+    bytes[D] = (uint8_t)e->pixel_max;
+    for (int64_t word = 0; word < words; word++) {
+        const int64_t first = word * WORD, num = D + 1 - first < WORD ? D + 1 - first : WORD;
+        s->lit[b * words + word] = lit_bytes(bytes + first, num);
+    }
+}
+
+/* Take a micro-batch's images, and put a one behind each. They come in a random order, which no
  * processor foresees: the one that comes AHEAD images later is fetched now. */
 static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows,
                          const NAME(Scratch) * s) {
@@ -244,11 +281,9 @@ static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows,
     const REAL inverse = 1 / e->pixel_max;
     for (int64_t b = 0; b < rows; b++) {
         REAL *x = s->x + b * stride;
-        uint64_t *lit = s->lit + b * num_words(D);
         const int64_t i = e->order ? e->order[first + b] : first + b;
         if (e->inputs) {
             memcpy(x, e->inputs + i * (D + 1), sizeof(REAL) * (size_t)(D + 1));
-            if (e->skips_zeros) NAME(note_lit)(NULL, x, D, lit);
             continue;
         }
         if (e->order && first + b + AHEAD < e->num_images) {
@@ -256,9 +291,12 @@ static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows,
             for (int64_t d = 0; d < D; d += LINE_BYTES) __builtin_prefetch(later + d);
         }
         const uint8_t *image = e->pixels + i * D;
+        if (e->skips_zeros) {
+            NAME(copy_bytes)(e, image, b, s);
+            continue;
+        }
         for (int64_t d = 0; d < D; d++) x[d] = NAME(quotient)(image[d], e->pixel_max, inverse);
         x[D] = 1;
-        if (e->skips_zeros) NAME(note_lit)(image, NULL, D, lit);
     }
 }
 
@@ -272,9 +310,44 @@ static void NAME(turn_lit)(int64_t D, int64_t rows, const NAME(Scratch) * s) {
     }
 }
 
-/* Whether trials fill no more than half of a panel, so that half of its vectors are left out. */
-INLINE int NAME(is_half)(const NAME(Epoch) * e, int64_t column) {
-    return NUM_VECTORS > 1 && column + PANEL / 2 >= e->num_classes * e->num_trials;
+/* Columns whose rows stand side by side: one panel or, where zeros are left out, some of them. */
+typedef struct {
+    int64_t column, length; /* the first column, and how many; none behind the last side */
+    int64_t width;          /* in vectors, without those that no trial fills */
+} NAME(Side);
+
+INLINE NAME(Side) NAME(side_from)(int64_t column, int64_t num_columns, int64_t num_filled,
+                                  int64_t skips_zeros) {
+    const int64_t left = (num_columns - column) / PANEL;
+    const int64_t among = PANELS(SHARED_WIDTH);
+    const int64_t sides =
+        !skips_zeros ? left : left <= PANELS(MAX_WIDTH) ? 1 : (left + among - 1) / among;
+    const int64_t panels = left ? left / sides : 0; /* about as many in each */
+    /* Where trials fill no more than half of the last one, half of its vectors are left out. */
+    const int is_half = NUM_VECTORS > 1 && column + panels * PANEL - PANEL / 2 >= num_filled;
+    return (NAME(Side)){column, panels * PANEL,
+                        panels * NUM_VECTORS - (is_half ? NUM_VECTORS - HALF : 0)};
+}
+
+#define FOR_SIDES(side, N, filled, skips)                                                     \
+    for (NAME(Side) side = NAME(side_from)(0, N, filled, skips); (side).length;               \
+         side = NAME(side_from)((side).column + (side).length, N, filled, skips))
+#define FOR_SIDES_OF(side, e)                                                                 \
+    FOR_SIDES(side, (e)->num_columns, (e)->num_classes *(e)->num_trials, (e)->skips_zeros)
+
+/* Copy trial p's weights, (K, C), to where its columns stand, or out from there. */
+void NAME(copy_trial)(REAL *weights, REAL *trial, int64_t p, int64_t K, int64_t C, int64_t P,
+                      int64_t N, int64_t skips_zeros, int64_t out) {
+    FOR_SIDES(side, N, C * P, skips_zeros)
+        for (int64_t c = 0; c < C; c++) {
+            const int64_t column = c * P + p - side.column;
+            if (column < 0 || column >= side.length) continue;
+            REAL *at = weights + side.column * K + column;
+            for (int64_t k = 0; k < K; k++, at += side.length) {
+                if (out) trial[k * C + c] = *at;
+                else *at = trial[k * C + c];
+            }
+        }
 }
 
 /* Logits of `num` rows and one panel, of so many vectors. */
@@ -313,150 +386,62 @@ INLINE void NAME(forward_panel)(const NAME(Epoch) * e, const REAL *x, int64_t ro
 #undef ROWS
 }
 
-/* Sums of products over the ones of words: for each of `num` rows r, and each i that is a one of
- * lit[r], sums[r] += factors[r, i] * others[i]. Sums and others have so many vectors; steps are in
- * words or reals, from r to r or from i to i. */
-typedef struct {
-    int64_t num;
-    const uint64_t *lit;
-    int64_t lit_step;
-    const REAL *factors;
-    int64_t factors_row_step, factors_step;
-    const REAL *others;
-    int64_t others_step;
-    REAL *sums;
-    int64_t sums_step;
-} NAME(Sums);
-
-INLINE void NAME(add_lit)(const NAME(Sums) * of, const int64_t width) {
-    const int64_t factors_step = of->factors_step, others_step = of->others_step;
-    for (int64_t r = 0; r < of->num; r++) {
-        const REAL *factors = of->factors + r * of->factors_row_step, *others = of->others;
-        REAL *to = of->sums + r * of->sums_step;
-        VECTOR sums[MAX_WIDTH];
-        for (int64_t v = 0; v < width; v++) {
-            sums[v] = NAME(load)(to + v * LANES);
-            OPAQUE(sums[v]); /* or a call would copy them */
-        }
-        for (uint64_t lit = of->lit[r * of->lit_step]; lit; lit &= lit - 1) {
-            const int64_t i = __builtin_ctzll(lit);
-            for (int64_t v = 0; v < width; v++)
-                sums[v] += factors[i * factors_step] *
-                           NAME(load)(others + i * others_step + v * LANES);
-        }
-        for (int64_t v = 0; v < width; v++) NAME(store)(to + v * LANES, sums[v]);
+/* Add to sums, for each i that is a one of a word, what the byte i steps on means times row i of others,
+ * which are so many reals apart. */
+#define ADD_LIT(sums, word, bytes, step, others, length, width)                               \
+    for (uint64_t lit = (word); lit; lit &= lit - 1) {                                        \
+        const int64_t i = __builtin_ctzll(lit);                                               \
+        const REAL factor = of_byte[(bytes)[i * (step)]];                                     \
+        int64_t row = i * (length);                                                           \
+        OPAQUE_ADDRESS(row);                                                                  \
+        UNROLL for (int64_t v = 0; v < (width); v++)                                          \
+            (sums)[v] += factor * NAME(load)((others) + row + v * LANES);                     \
     }
-}
 
-/* The same by a width that the compiler knows, so that sums stay in registers. */
-#define WIDTHS                                                                                \
-    WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7)                            \
-    WIDTH(8) WIDTH(9) WIDTH(10) WIDTH(11) WIDTH(12) WIDTH(13) WIDTH(14)
-#define WIDTH(num)                                                                            \
-    static void NAME(add_##num)(const NAME(Sums) * of) {                                      \
-        NAME(add_lit)(of, num <= MAX_WIDTH ? num : MAX_WIDTH);                                \
-    }
-WIDTHS
-#undef WIDTH
-#define WIDTH(num) NAME(add_##num),
-static void (*const NAME(adds)[])(const NAME(Sums) *) = {NULL, WIDTHS};
-#undef WIDTH
-
-/* Panels that are taken side by side: none behind the last ones. */
-typedef struct {
-    int64_t column, panels, width; /* in vectors, without those that no trial fills */
-} NAME(Side);
-
-INLINE NAME(Side) NAME(side_from)(const NAME(Epoch) * e, int64_t column) {
-    const int64_t left = (e->num_columns - column) / PANEL;
-    const int64_t sides = (left + PANELS - 1) / PANELS; /* about as many panels in each */
-    const int64_t panels = left ? left / sides : 0;
-    const int is_half = NAME(is_half)(e, column + (panels - 1) * PANEL);
-    return (NAME(Side)){column, panels, panels * NUM_VECTORS - (is_half ? NUM_VECTORS - HALF : 0)};
-}
-
-#define FOR_SIDES(side, e)                                                                    \
-    for (NAME(Side) side = NAME(side_from)(e, 0); (side).panels;                              \
-         side = NAME(side_from)(e, (side).column + (side).panels * PANEL))
-
-/* Logits of panels side by side, a word of pixels at a time: their weights by 64 pixels stay in the
- * first-level cache for all images. */
-static void NAME(forward_lit)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
-                              NAME(Side) side) {
-    const int64_t D = e->num_features, K = D + 1, length = side.panels * PANEL;
-    const int64_t z_stride = e->num_columns + PANEL;
+/* The logits of a slice and a side, a word of pixels at a time. */
+INLINE void NAME(forward_side)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
+                               NAME(Side) side, const int64_t width) {
+    const int64_t words = num_words(e->num_features), z_stride = e->num_columns + PANEL;
+    const REAL *weights = e->weights + side.column * (e->num_features + 1);
+    const REAL *of_byte = s->of_byte;
     REAL *z = s->z + side.column;
-    for (int64_t b = 0; b < rows; b++) memset(z + b * z_stride, 0, sizeof(REAL) * (size_t)length);
-    for (int64_t word = 0; word < num_words(D); word++) {
-        const int64_t first = word * WORD, num = K - first < WORD ? K - first : WORD;
-        for (int64_t panel = 0; panel < side.panels; panel++) {
-            const REAL *weights = e->weights + (side.column + panel * PANEL) * K + first * PANEL;
-            for (int64_t k = 0; k < num; k++) {
-                memcpy(s->side + k * length + panel * PANEL, weights + k * PANEL,
-                       sizeof(REAL) * PANEL);
-                __builtin_prefetch(weights + (k + WORD) * PANEL, 0, 2); /* for the next word */
+    OPAQUE_ADDRESS(weights);
+    for (int64_t b = 0; b < rows; b++)
+        memset(z + b * z_stride, 0, sizeof(REAL) * (size_t)side.length);
+    for (int64_t word = 0; word < words; word++, weights += WORD * side.length)
+        for (int64_t b = 0; b < rows; b++) {
+            const uint8_t *bytes = s->bytes + (b * words + word) * WORD;
+            VECTOR sums[MAX_WIDTH];
+            for (int64_t v = 0; v < width; v++) {
+                sums[v] = NAME(load)(z + b * z_stride + v * LANES);
+                OPAQUE(sums[v]); /* or a call would copy them */
             }
+            ADD_LIT(sums, s->lit[b * words + word], bytes, 1, weights, side.length, width)
+            for (int64_t v = 0; v < width; v++)
+                NAME(store)(z + b * z_stride + v * LANES, sums[v]);
         }
-        const NAME(Sums) of = {.num = rows,
-                               .lit = s->lit + word,
-                               .lit_step = num_words(D),
-                               .factors = s->x + first,
-                               .factors_row_step = NAME(row_stride)(D),
-                               .factors_step = 1,
-                               .others = s->side,
-                               .others_step = length,
-                               .sums = z,
-                               .sums_step = z_stride};
-        NAME(adds)[side.width](&of);
-    }
 }
 
-static void NAME(forward)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows) {
-    if (e->skips_zeros) {
-        FOR_SIDES(side, e) NAME(forward_lit)(e, s, rows, side);
-        return;
-    }
-    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
-        if (NAME(is_half)(e, column)) NAME(forward_panel)(e, s->x, rows, column, s->z, HALF);
-        else NAME(forward_panel)(e, s->x, rows, column, s->z, NUM_VECTORS);
-    }
-}
-
-/* What a step of SGD does to a vector of columns: a batch's first gradient finds the velocity as the
- * step before left it, and after its last one the weights move. Biases are not penalized. */
-typedef struct {
-    VECTOR momentum, weight_decay, l1, rate;
-    int begins, decays, has_l1, ends;
-} NAME(Step);
-
-INLINE NAME(Step) NAME(step_of)(const NAME(Epoch) * e, const REAL *coefficients, int begins,
-                                int ends) {
-    const int64_t N = e->num_columns;
-    return (NAME(Step)){NAME(load)(coefficients),         NAME(load)(coefficients + N),
-                        NAME(load)(coefficients + 2 * N), NAME(load)(coefficients + 3 * N),
-                        begins, e->weight_decay != NULL, e->l1 != NULL, ends};
-}
-
-INLINE void NAME(move)(const NAME(Step) * step, VECTOR gradient, int is_penalized, REAL *weights,
-                       REAL *velocity) {
-    VECTOR w = NAME(load)(weights), moved = NAME(load)(velocity);
-    if (step->begins) {
-        moved *= step->momentum;
-        /* Rounded here: of `a * b + c * d` a compiler may fuse either product with the sum, here this
-         * one and there the other, and a trial's bits would depend on where its column stands. */
-        OPAQUE(moved);
-        if (is_penalized && step->decays) moved += step->weight_decay * w;
-        if (is_penalized && step->has_l1) /* comparisons give -1 where they hold */
-            moved += step->l1 * __builtin_convertvector((w < 0) - (w > 0), VECTOR);
-    }
+/* What a slice's gradient does to a vector of columns, whose coefficients are (4, N). */
+INLINE void NAME(move)(const REAL *coefficients, int64_t N, Penalties penalties, VECTOR gradient,
+                       REAL *weights, REAL *velocity) {
+    const VECTOR w = NAME(load)(weights);
+    VECTOR moved = NAME(load)(velocity) * NAME(load)(coefficients);
+    /* Rounded here: of `a * b + c * d` a compiler may fuse either product with the sum, here this one
+     * and there the other, and a trial's bits would depend on where its column stands. */
+    OPAQUE(moved);
+    if (penalties != NONE) moved += NAME(load)(coefficients + N) * w;
+    if (penalties == DECAY_AND_L1) /* comparisons give -1 where they hold */
+        moved += NAME(load)(coefficients + 2 * N) *
+                 __builtin_convertvector((w < 0) - (w > 0), VECTOR);
     moved += gradient;
     NAME(store)(velocity, moved);
-    if (step->ends) NAME(store)(weights, w - step->rate * moved);
+    NAME(store)(weights, w - NAME(load)(coefficients + 3 * N) * moved);
 }
 
 /* The gradient of `num` rows of one panel of weights, and what SGD does with it. */
 INLINE void NAME(backward_block)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
-                                 int64_t k, int64_t column, int begins, int ends,
+                                 int64_t k, int64_t column, Penalties penalties,
                                  const int64_t num, const int64_t vectors) {
     const int64_t K = e->num_features + 1, z_stride = e->num_columns + PANEL;
     const int64_t stride = NAME(row_stride)(e->num_features), at = column * K + k * PANEL;
@@ -476,23 +461,21 @@ INLINE void NAME(backward_block)(const NAME(Epoch) * e, const NAME(Scratch) * s,
         for (int64_t i = 0; i < num; i++)
             for (int64_t v = 0; v < vectors; v++) sums[i][v] += x[b * stride + i] * r[v];
     }
-    for (int64_t v = 0; v < vectors; v++) {
-        const NAME(Step) step =
-            NAME(step_of)(e, s->coefficients + column + v * LANES, begins, ends);
+    for (int64_t v = 0; v < vectors; v++)
         for (int64_t i = 0; i < num; i++)
-            NAME(move)(&step, sums[i][v], k + i < e->num_features,
+            NAME(move)(s->coefficients + column + v * LANES, e->num_columns,
+                       k + i < e->num_features ? penalties : NONE, sums[i][v],
                        e->weights + at + i * PANEL + v * LANES,
                        e->velocity + at + i * PANEL + v * LANES);
-    }
 }
 
 INLINE void NAME(backward_panel)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
-                                 int64_t column, int begins, int ends, const int64_t vectors) {
+                                 int64_t column, Penalties penalties, const int64_t vectors) {
     const int64_t K = e->num_features + 1;
     int64_t k = 0;
 #define WEIGHTS(num)                                                                          \
     for (; k + (num) <= K; k += (num))                                                        \
-        NAME(backward_block)(e, s, rows, k, column, begins, ends, num, vectors);
+        NAME(backward_block)(e, s, rows, k, column, penalties, num, vectors);
     WEIGHTS(BLOCK(vectors))
     if (BLOCK(vectors) > 4) { WEIGHTS(4) }
     if (BLOCK(vectors) > 2) { WEIGHTS(2) }
@@ -500,82 +483,110 @@ INLINE void NAME(backward_panel)(const NAME(Epoch) * e, const NAME(Scratch) * s,
 #undef WEIGHTS
 }
 
-/* The gradients of panels side by side, a word of pixels at a time, and what SGD does with them. */
-static void NAME(backward_lit)(const NAME(Epoch) * e, const NAME(Scratch) * s, int begins,
-                               int ends, NAME(Side) side) {
-    const int64_t D = e->num_features, K = D + 1, length = side.panels * PANEL;
-    for (int64_t first = 0; first < K; first += WORD) {
-        const int64_t num = K - first < WORD ? K - first : WORD;
-        memset(s->side, 0, sizeof(REAL) * (size_t)(num * length));
-        for (int64_t panel = 0; panel < side.panels; panel++) { /* what sums are for is fetched */
-            const int64_t at = (side.column + panel * PANEL) * K + first * PANEL;
-            for (int64_t k = 0; k < num; k++) {
-                __builtin_prefetch(e->velocity + at + k * PANEL, 1, 2);
-                __builtin_prefetch(e->weights + at + k * PANEL, 1, 2);
-            }
+/* The gradients of a side's weights of pixels `first` to `end` by a slice, and what SGD does with them
+ * while they are in registers. */
+INLINE void NAME(descend)(const NAME(Epoch) * e, const NAME(Scratch) * s, NAME(Side) side,
+                          Penalties penalties, int64_t first, int64_t end,
+                          const int64_t width) {
+    const int64_t N = e->num_columns, K = e->num_features + 1, z_stride = N + PANEL;
+    const int64_t length = side.length;
+    int64_t stride = num_words(e->num_features) * WORD;
+    const REAL *residuals = s->z + side.column, *of_byte = s->of_byte;
+    const REAL *coefficients = s->coefficients + side.column;
+    OPAQUE_ADDRESS(stride);
+    OPAQUE_ADDRESS(residuals);
+    for (int64_t k = first; k < end; k++) {
+        const uint8_t *bytes = s->bytes + k;
+        const int64_t at = side.column * K + k * length;
+        VECTOR sums[MAX_WIDTH];
+        for (int64_t v = 0; v < width; v++) {
+            sums[v] = (VECTOR){0};
+            OPAQUE(sums[v]);
         }
-        const NAME(Sums) of = {.num = num,
-                               .lit = s->lit_by + first,
-                               .lit_step = 1,
-                               .factors = s->x + first,
-                               .factors_row_step = 1,
-                               .factors_step = NAME(row_stride)(D),
-                               .others = s->z + side.column,
-                               .others_step = e->num_columns + PANEL,
-                               .sums = s->side,
-                               .sums_step = length};
-        NAME(adds)[side.width](&of);
-        for (int64_t v = 0; v < side.width; v++) {
-            const int64_t column = side.column + v * LANES;
-            const int64_t at = column / PANEL * PANEL * K + first * PANEL + column % PANEL;
-            const NAME(Step) step = NAME(step_of)(e, s->coefficients + column, begins, ends);
-            for (int64_t k = 0; k < num; k++)
-                NAME(move)(&step, NAME(load)(s->side + k * length + v * LANES), first + k < D,
-                           e->weights + at + k * PANEL, e->velocity + at + k * PANEL);
-        }
+        ADD_LIT(sums, s->lit_by[k], bytes, stride, residuals, z_stride, width)
+        UNROLL for (int64_t v = 0; v < width; v++)
+            NAME(move)(coefficients + v * LANES, N, penalties, sums[v],
+                       e->weights + at + v * LANES, e->velocity + at + v * LANES);
     }
 }
 
-static void NAME(backward)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
-                           int begins, int ends) {
-    if (e->skips_zeros) {
-        NAME(turn_lit)(e->num_features, rows, s);
-        FOR_SIDES(side, e) NAME(backward_lit)(e, s, begins, ends, side);
-        return;
+/* All gradients of a side; a copy for each kind of penalty asks no questions on the way. */
+INLINE void NAME(backward_side)(const NAME(Epoch) * e, const NAME(Scratch) * s, NAME(Side) side,
+                                const int64_t width) {
+    const int64_t D = e->num_features;
+    if (e->l1) NAME(descend)(e, s, side, DECAY_AND_L1, 0, D, width);
+    else NAME(descend)(e, s, side, DECAY, 0, D, width);
+    NAME(descend)(e, s, side, NONE, D, D + 1, width);
+}
+
+/* Both once for every width that a side can have, so that sums stay in registers. */
+#define WIDTHS                                                                                \
+    WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7)                            \
+    WIDTH(8) WIDTH(9) WIDTH(10) WIDTH(11) WIDTH(12) WIDTH(13) WIDTH(14)
+#define KNOWN(num) ((num) <= MAX_WIDTH ? (num) : MAX_WIDTH)
+#define WIDTH(num)                                                                            \
+    static void NAME(forward_##num)(const NAME(Epoch) * e, const NAME(Scratch) * s,           \
+                                    int64_t rows, NAME(Side) side) {                          \
+        NAME(forward_side)(e, s, rows, side, KNOWN(num));                                     \
+    }                                                                                         \
+    static void NAME(backward_##num)(const NAME(Epoch) * e, const NAME(Scratch) * s,          \
+                                     NAME(Side) side) {                                       \
+        NAME(backward_side)(e, s, side, KNOWN(num));                                          \
     }
-    for (int64_t column = 0; column < e->num_columns; column += PANEL) {
-        if (NAME(is_half)(e, column)) NAME(backward_panel)(e, s, rows, column, begins, ends, HALF);
-        else NAME(backward_panel)(e, s, rows, column, begins, ends, NUM_VECTORS);
+WIDTHS
+#undef WIDTH
+#define WIDTH(num) {NAME(forward_##num), NAME(backward_##num)},
+static const struct {
+    void (*forward)(const NAME(Epoch) *, const NAME(Scratch) *, int64_t, NAME(Side));
+    void (*backward)(const NAME(Epoch) *, const NAME(Scratch) *, NAME(Side));
+} NAME(of_width)[] = {{NULL, NULL}, WIDTHS};
+#undef WIDTH
+
+static void NAME(forward)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows) {
+    FOR_SIDES_OF(side, e) {
+        if (e->skips_zeros) NAME(of_width)[side.width].forward(e, s, rows, side);
+        else if (side.width == NUM_VECTORS)
+            NAME(forward_panel)(e, s->x, rows, side.column, s->z, NUM_VECTORS);
+        else NAME(forward_panel)(e, s->x, rows, side.column, s->z, HALF);
     }
+}
+
+static void NAME(backward)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows) {
+    const Penalties penalties = e->l1 ? DECAY_AND_L1 : DECAY;
+    if (e->skips_zeros) NAME(turn_lit)(e->num_features, rows, s);
+    FOR_SIDES_OF(side, e) {
+        if (e->skips_zeros) NAME(of_width)[side.width].backward(e, s, side);
+        else if (side.width == NUM_VECTORS)
+            NAME(backward_panel)(e, s, rows, side.column, penalties, NUM_VECTORS);
+        else NAME(backward_panel)(e, s, rows, side.column, penalties, HALF);
+    }
+}
+
+typedef __typeof__((VECTOR){0} < (VECTOR){0}) NAME(mask);
+
+INLINE VECTOR NAME(select)(NAME(mask) where, VECTOR yes, VECTOR no) {
+    return (VECTOR)((where & (NAME(mask))yes) | (~where & (NAME(mask))no));
 }
 
 /* exp, for arguments that are not positive; NaN stays NaN. */
-static void EXP(REAL *values, int64_t num) {
-    if (sizeof(REAL) == sizeof(double)) {
-        for (int64_t i = 0; i < num; i++) values[i] = (REAL)exp((double)values[i]);
-        return;
-    }
+INLINE VECTOR EXP(VECTOR x) {
+#ifdef IS_DOUBLE
+    for (int64_t l = 0; l < LANES; l++) x[l] = exp(x[l]);
+    return x;
+#else
     /* Cephes' expf: 2^n times a polynomial in the rest, within 2 units in the last place. */
-    float *x = (float *)values;
-    for (int64_t i = 0; i < num; i++) {
-        float value = x[i] < -87.0f ? -87.0f : x[i];
-        float shifted = value * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to n */
-        int32_t bits;
-        memcpy(&bits, &shifted, sizeof bits);
-        float n = shifted - 12582912.0f;
-        float rest = (value - n * 0.693359375f) + n * 2.12194440e-4f;
-        float sum = 1.9875691500e-4f;
-        sum = sum * rest + 1.3981999507e-3f;
-        sum = sum * rest + 8.3334519073e-3f;
-        sum = sum * rest + 4.1665795894e-2f;
-        sum = sum * rest + 1.6666665459e-1f;
-        sum = sum * rest + 5.0000001201e-1f;
-        sum = sum * rest * rest + rest + 1.0f;
-        int32_t scale = (bits + 127) << 23; /* the low bits of `shifted` hold n */
-        float power;
-        memcpy(&power, &scale, sizeof power);
-        x[i] = sum * power;
-    }
+    x = NAME(select)(x < -87.0f, (VECTOR){0} - 87.0f, x);
+    const VECTOR shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to n */
+    const VECTOR n = shifted - 12582912.0f;
+    const VECTOR rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    VECTOR sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    return sum * (VECTOR)(((NAME(mask))shifted + 127) << 23); /* the low bits hold n */
+#endif
 }
 
 /* Copy a slice's logits from z, class by class within a row, to row by row within a class. */
@@ -593,44 +604,64 @@ static void NAME(by_row)(const REAL *from, int64_t z_stride, int64_t rows, int64
             for (int64_t p = 0; p < P; p++) z[b * z_stride + c * P + p] = *from++;
 }
 
-/* Tally cross-entropy and right answers of rows; turn logits, (C, rows * P), into the loss's gradient
- * by them. */
-static void NAME(softmax_rows)(const NAME(Epoch) * e, REAL *z, int64_t first, int64_t rows,
-                               const REAL *loss_weights, REAL *of_lane) {
-    const int64_t C = e->num_classes, P = e->num_trials, L = rows * P;
-    REAL *largest = of_lane, *best = of_lane + L, *total = of_lane + 2 * L;
-    REAL *of_label = of_lane + 3 * L;
-#define LABEL(b) (e->labels[e->order ? e->order[first + (b)] : first + (b)])
-    for (int64_t l = 0; l < L; l++) largest[l] = z[l], best[l] = 0;
+/* Of lanes that stand side by side, class after class `stride` apart: the largest logit, the first class
+ * that has it, and the sum of all exponentials over the largest one. If there are weights, logits become
+ * weight * softmax. */
+INLINE void NAME(softmax_lanes)(REAL *z, int64_t stride, int64_t C, int64_t num,
+                                const REAL *weights, REAL *largest, REAL *best, REAL *total) {
+    VECTOR top = NAME(load)(z), which = {0}, sum = {0};
     for (int64_t c = 1; c < C; c++) {
-        const REAL *of_class = z + c * L;
-        for (int64_t l = 0; l < L; l++) {
-            best[l] = of_class[l] > largest[l] ? (REAL)c : best[l];
-            largest[l] = of_class[l] > largest[l] ? of_class[l] : largest[l];
-        }
+        const VECTOR of_class = NAME(load)(z + c * stride);
+        const NAME(mask) is_larger = of_class > top;
+        which = NAME(select)(is_larger, (VECTOR){0} + (REAL)c, which);
+        top = NAME(select)(is_larger, of_class, top);
     }
-    for (int64_t c = 0; c < C; c++)
-        for (int64_t l = 0; l < L; l++) z[c * L + l] -= largest[l];
+    NAME(store)(largest, top);
+    NAME(store)(best, which);
+    /* Lanes past the last are of the next class, and stay as they are. */
+    NAME(mask) is_ours;
+    for (int64_t l = 0; l < LANES; l++) is_ours[l] = l < num ? -1 : 0;
+    for (int64_t c = 0; c < C; c++) {
+        const VECTOR before = NAME(load)(z + c * stride), power = EXP(before - top);
+        sum += power;
+        NAME(store)(z + c * stride, NAME(select)(is_ours, power, before));
+    }
+    NAME(store)(total, sum);
+    if (!weights) return;
+    const VECTOR scale = NAME(load)(weights) / sum;
+    for (int64_t c = 0; c < C; c++) {
+        const VECTOR power = NAME(load)(z + c * stride);
+        NAME(store)(z + c * stride, NAME(select)(is_ours, power * scale, power));
+    }
+}
+
+/* Tally cross-entropy and right answers of rows; turn logits, (C, rows * P), into the loss's gradient
+ * by them, weight * (softmax - one-hot): Murphy 2022, equation 10.60. Weights are of lanes. */
+static void NAME(softmax_rows)(const NAME(Epoch) * e, const NAME(Scratch) * s, REAL *z,
+                               int64_t first, int64_t rows, const REAL *weights) {
+    const int64_t C = e->num_classes, P = e->num_trials, L = rows * P;
+    REAL *of_label = s->of_lane, *best = of_label + s->lanes, *total = best + s->lanes;
+    double *product = s->tally, *sum = product + P, *right = sum + P;
+#define LABEL(b) (e->labels[e->order ? e->order[first + (b)] : first + (b)])
     for (int64_t b = 0; b < rows; b++)
         memcpy(of_label + b * P, z + LABEL(b) * L + b * P, sizeof(REAL) * (size_t)P);
-    EXP(z, C * L);
-    for (int64_t l = 0; l < L; l++) total[l] = 0;
-    for (int64_t c = 0; c < C; c++)
-        for (int64_t l = 0; l < L; l++) total[l] += z[c * L + l];
-    for (int64_t b = 0, l = 0; b < rows; b++)
-        for (int64_t p = 0; p < P; p++, l++) {
-            e->loss[p] += (sizeof(REAL) == 4 ? (double)logf((float)total[l]) : log(total[l])) -
-                          (double)of_label[l];
-            e->num_correct[p] += best[l] == (REAL)LABEL(b);
+    for (int64_t l = 0; l < L; l += LANES) {
+        REAL largest[LANES];
+        NAME(softmax_lanes)(z + l, L, C, L - l, weights ? weights + l : NULL, largest, best + l,
+                            total + l);
+        NAME(store)(of_label + l, NAME(load)(of_label + l) - NAME(load)(largest));
+    }
+    for (int64_t b = 0; b < rows; b++) {
+        const REAL label = (REAL)LABEL(b);
+        for (int64_t p = 0, l = b * P; p < P; p++, l++) {
+            product[p] *= (double)total[l];
+            sum[p] += (double)of_label[l];
+            right[p] += best[l] == label ? 1.0 : 0.0;
         }
-    if (!loss_weights) return;
-    /* The residual, weight * (softmax - one-hot): Murphy 2022, equation 10.60. */
-    for (int64_t b = 0; b < rows; b++)
-        for (int64_t p = 0; p < P; p++) total[b * P + p] = loss_weights[p] / total[b * P + p];
-    for (int64_t c = 0; c < C; c++)
-        for (int64_t l = 0; l < L; l++) z[c * L + l] *= total[l];
-    for (int64_t b = 0; b < rows; b++)
-        for (int64_t p = 0; p < P; p++) z[LABEL(b) * L + b * P + p] -= loss_weights[p];
+        if (!weights) continue;
+        REAL *of_class = z + LABEL(b) * L + b * P;
+        for (int64_t p = 0; p < P; p++) of_class[p] -= weights[p];
+    }
 #undef LABEL
 }
 
@@ -638,13 +669,24 @@ static void NAME(softmax_rows)(const NAME(Epoch) * e, REAL *z, int64_t first, in
 static void NAME(softmax)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t first,
                           int64_t rows, const REAL *loss_weights) {
     const int64_t C = e->num_classes, P = e->num_trials, z_stride = e->num_columns + PANEL;
+    REAL *weights = loss_weights ? s->of_lane + 3 * s->lanes : NULL;
+    for (int64_t b = 0; weights && b < (P < NARROW ? rows : 1); b++)
+        memcpy(weights + b * P, loss_weights, sizeof(REAL) * (size_t)P);
+    double *product = s->tally, *sum = product + P, *right = sum + P; /* as `softmax_rows` has it */
+    for (int64_t p = 0; p < P; p++) product[p] = 1, sum[p] = right[p] = 0;
     if (P < NARROW) {
         NAME(by_class)(s->z, z_stride, rows, C, P, s->by_class);
-        NAME(softmax_rows)(e, s->by_class, first, rows, loss_weights, s->of_lane);
+        NAME(softmax_rows)(e, s, s->by_class, first, rows, weights);
         NAME(by_row)(s->by_class, z_stride, rows, C, P, s->z);
     } else {
         for (int64_t b = 0; b < rows; b++)
-            NAME(softmax_rows)(e, s->z + b * z_stride, first + b, 1, loss_weights, s->of_lane);
+            NAME(softmax_rows)(e, s, s->z + b * z_stride, first + b, 1, weights);
+    }
+    for (int64_t p = 0; p < P; p++) {
+        /* One logarithm for 64 rows, whose sums are from 1 to C: a double holds 2^1023, so C may be
+         * 65,000. */
+        e->loss[p] += log(product[p]) - sum[p];
+        e->num_correct[p] += (int64_t)right[p];
     }
     for (int64_t b = 0; b < rows; b++) /* columns of no trial */
         memset(s->z + b * z_stride + C * P, 0, sizeof(REAL) * (size_t)(e->num_columns - C * P));
@@ -659,6 +701,19 @@ INLINE void NAME(widen)(const NAME(Epoch) * e, const REAL *row, REAL otherwise, 
             memcpy(columns + c * P, row, sizeof(REAL) * (size_t)P);
 }
 
+/* Repeat what SGD does after a slice for every class: a batch's first gradient finds the velocity as the
+ * step before left it, the others add to it, and after the last one the weights move. */
+static void NAME(note_coefficients)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t step,
+                                    int begins, int ends) {
+    const int64_t N = e->num_columns;
+#define ROW(table, stride, applies) ((table) && (applies) ? (table) + step * (stride) : NULL)
+    NAME(widen)(e, ROW(e->momentum, e->momentum_stride, begins), begins ? 0 : 1, s->coefficients);
+    NAME(widen)(e, ROW(e->weight_decay, e->weight_decay_stride, begins), 0, s->coefficients + N);
+    NAME(widen)(e, ROW(e->l1, e->l1_stride, begins), 0, s->coefficients + 2 * N);
+    NAME(widen)(e, ROW(e->rates, e->num_trials, ends), 0, s->coefficients + 3 * N);
+#undef ROW
+}
+
 /* Reals of scratch space. */
 int64_t NAME(scratch_size)(int64_t num_features, int64_t num_classes, int64_t num_trials,
                            int64_t num_columns) {
@@ -667,25 +722,21 @@ int64_t NAME(scratch_size)(int64_t num_features, int64_t num_classes, int64_t nu
 }
 
 void NAME(train_epoch)(const NAME(Epoch) * e) {
-    const int64_t P = e->num_trials, N = e->num_columns;
+    const int64_t P = e->num_trials;
     NAME(Scratch) s;
-    NAME(divide)(e->scratch, e->num_features, e->num_classes, P, N, &s);
+    NAME(divide)(e->scratch, e->num_features, e->num_classes, P, e->num_columns, &s);
+    NAME(note_bytes)(e, &s);
     const unsigned before = flush_denormals();
     for (int64_t first = 0, step = 0; first < e->num_images; first += e->num_rows, step++) {
         const int64_t end = first + e->num_rows < e->num_images ? first + e->num_rows
                                                                  : e->num_images;
-#define ROW(table, stride) ((table) ? (table) + step * (stride) : NULL)
-        NAME(widen)(e, ROW(e->momentum, e->momentum_stride), 0, s.coefficients);
-        NAME(widen)(e, ROW(e->weight_decay, e->weight_decay_stride), 0, s.coefficients + N);
-        NAME(widen)(e, ROW(e->l1, e->l1_stride), 0, s.coefficients + 2 * N);
-        NAME(widen)(e, ROW(e->rates, P), 0, s.coefficients + 3 * N);
-#undef ROW
         for (int64_t slice = first; slice < end; slice += MAX_ROWS) {
             const int64_t rows = end - slice < MAX_ROWS ? end - slice : MAX_ROWS;
+            NAME(note_coefficients)(e, &s, step, slice == first, slice + rows == end);
             NAME(gather)(e, slice, rows, &s);
             NAME(forward)(e, &s, rows);
             NAME(softmax)(e, &s, slice, rows, e->loss_weights + step * P);
-            NAME(backward)(e, &s, rows, slice == first, slice + rows == end);
+            NAME(backward)(e, &s, rows);
         }
     }
     restore_denormals(before);
@@ -694,6 +745,7 @@ void NAME(train_epoch)(const NAME(Epoch) * e) {
 void NAME(evaluate)(const NAME(Epoch) * e) {
     NAME(Scratch) s;
     NAME(divide)(e->scratch, e->num_features, e->num_classes, e->num_trials, e->num_columns, &s);
+    NAME(note_bytes)(e, &s);
     const unsigned before = flush_denormals();
     for (int64_t first = 0; first < e->num_images; first += MAX_ROWS) {
         const int64_t left = e->num_images - first, rows = left < MAX_ROWS ? left : MAX_ROWS;
@@ -748,7 +800,10 @@ void NAME(step)(REAL *weights, REAL *velocity, REAL *first, REAL *second, const 
 #undef BLOCK
 #undef MAX_SUMS
 #undef PANELS
-#undef WIDTHS
 #undef FOR_SIDES
+#undef FOR_SIDES_OF
+#undef ADD_LIT
+#undef WIDTHS
+#undef KNOWN
 #undef VECTOR
 #endif

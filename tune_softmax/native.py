@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["PANEL", "SLICE_ROWS", "Kernels", "empty", "find"]
 
 PANEL = 16
-"""Columns of a panel, in which weights are kept."""
+"""Columns of a panel; the weights of a group fill whole ones."""
 
 SLICE_ROWS = 64
 """Rows of a micro-batch's slice, MAX_ROWS in `_kernels.c`."""
@@ -101,6 +101,23 @@ class Kernels:
     def evaluate(self, arrays: Mapping[str, Array | None], numbers: dict[str, float]) -> None:
         """Tally a group's loss and right answers on images, in the same terms."""
         self._call("evaluate", arrays, numbers)
+
+    def copy_trial(
+        self, weights: Array, trial: Array, p: int, num_trials: int, *, skips: bool, out: bool
+    ) -> None:
+        """Copy one trial's weights, or velocity, into a group's, or out of them.
+
+        Args:
+            weights: The group's, (D + 1, N), in the kernels' order of columns.
+            trial: Contiguous, (D + 1, C), of the same type.
+            p: The trial's place among the group's.
+            num_trials: Of the group.
+            skips: Whether the group's products leave zeros out, for which columns stand otherwise.
+            out: Whether to copy out of the group.
+        """
+        counts = (p, *trial.shape, num_trials, weights.shape[1], skips, out)
+        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (weights, trial))
+        self._function("copy_trial", weights.dtype.name)(*pointers, *map(ctypes.c_int64, counts))
 
     def shuffled(self, random: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Return a permutation of 0..N-1, int64, (N,), by N random numbers of 32 bits."""

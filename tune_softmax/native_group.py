@@ -27,14 +27,14 @@ __all__ = ["NativeGroup"]
 # Leaving zeros out costs more than it saves where more of the pixels are none, and where a pixel
 # meets no more panels than these.
 MAX_LIT_SHARE = 0.6
-MAX_NARROW_PANELS = 3
+MAX_NARROW_PANELS = 2
 
 
 class NativeGroup:
     """Softmax regression: P trials, D pixels, C classes.
 
-    Column c*P + p is class c of trial p, as in `torch_groups.LinearGroup`, but columns stand in
-    panels of 16, (panels, D + 1, 16), filled up with zeros.
+    Column c*P + p is class c of trial p, as in `torch_groups.LinearGroup`, but columns are filled
+    up with zeros to whole panels, and stand as the kernels read them.
     """
 
     def __init__(
@@ -46,17 +46,20 @@ class NativeGroup:
         self._kernels = kernels
         self._shape = (data.num_classes, len(trials))
         is_wide = len(trials) * data.num_classes > MAX_NARROW_PANELS * PANEL
-        self._skips_zeros = is_wide and data.lit_share < MAX_LIT_SHARE
-        self._weights, self._velocity = (
-            self._to_panels(np.stack([trial.layers[0][i] for trial in trials], axis=-1))
-            for i in (0, 1)
-        )
+        is_plain = not trials[0].config.augmentation  # else images are no bytes
+        self._skips_zeros = is_wide and is_plain and data.lit_share < MAX_LIT_SHARE
+        shape = (data.num_features + 1, -(-len(trials) * data.num_classes // PANEL) * PANEL)
+        self._weights, self._velocity = (empty(shape, data.real) for _ in range(2))
+        for i, arrays in enumerate((self._weights, self._velocity)):
+            arrays[:] = 0
+            for p, trial in enumerate(trials):
+                self._copy(arrays, np.ascontiguousarray(trial.layers[0][i]), p, out=False)
         self._scratch = kernels.scratch(
             data.real,
             num_features=data.num_features,
             num_classes=data.num_classes,
             num_trials=len(trials),
-            num_columns=len(self._weights) * PANEL,
+            num_columns=self._weights.shape[1],
         )
 
     def layers(self, p: int) -> list[tuple[Array, Array]]:
@@ -118,28 +121,19 @@ class NativeGroup:
             "num_features": self.data.num_features,
             "num_classes": num_classes,
             "num_trials": num_trials,
-            "num_columns": len(self._weights) * PANEL,
+            "num_columns": self._weights.shape[1],
             "skips_zeros": self._skips_zeros,
         }
         return arrays, numbers, (loss, num_correct)
 
-    def _to_panels(self, stacked: Array) -> Array:
-        """Turn (D + 1, C, P) into panels."""
-        rows = len(stacked)
-        columns = stacked.reshape(rows, -1)
-        num_panels = -(-columns.shape[1] // PANEL)
-        panels = empty((num_panels, rows, PANEL), stacked.dtype)
-        panels[:] = 0
-        padded = panels.transpose(1, 0, 2)
-        for panel in range(num_panels):
-            part = columns[:, panel * PANEL : (panel + 1) * PANEL]
-            padded[:, panel, : part.shape[1]] = part
-        return panels
+    def _of_trial(self, arrays: Array, p: int) -> Array:
+        trial = np.empty((len(arrays), self._shape[0]), arrays.dtype)
+        self._copy(arrays, trial, p, out=True)
+        return trial
 
-    def _of_trial(self, panels: Array, p: int) -> Array:
-        num_classes, num_trials = self._shape
-        columns = np.arange(num_classes) * num_trials + p
-        return panels[columns // PANEL, :, columns % PANEL].T.copy()
+    def _copy(self, arrays: Array, trial: Array, p: int, *, out: bool) -> None:
+        num_trials = self._shape[1]
+        self._kernels.copy_trial(arrays, trial, p, num_trials, skips=self._skips_zeros, out=out)
 
 
 def _means(
