@@ -26,6 +26,7 @@ ORDER = [
     "config",
     "metrics",
     "environment",
+    "lasting",
     "idx",
     "download",
     "data",
