@@ -27,6 +27,7 @@ ORDER = [
     "metrics",
     "environment",
     "lasting",
+    "put_off",
     "idx",
     "download",
     "data",

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING
 
 from tune_softmax.errors import ClusterError, ClusterLostError
 from tune_softmax.lasting import lasting
+from tune_softmax.put_off import put_off
 
+# Of the two that are put off Ray uses nothing here, and they take a third of its time to import.
 # In a notebook Ray and tqdm, which it imports, miss ipywidgets for displays that we do not use.
-with lasting(), warnings.catch_warnings():
+with lasting(), put_off("requests"), put_off("jsonschema"), warnings.catch_warnings():
     warnings.filterwarnings("ignore", "IProgress not found")
     logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     import ray

@@ -13,13 +13,12 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax import environment
 from tune_softmax import experiment as experiments
-from tune_softmax.cluster import connect
 from tune_softmax.data import load_dataset
 from tune_softmax.errors import (
     ClusterLostError,
@@ -69,11 +68,9 @@ def prepared(
         observe(Snapshot(phase, experiment.search.num_trials, Counter()))
 
     options = experiment.dataset
-    with (
-        connect(address, experiment.resources) as connecting,
-        ThreadPoolExecutor(max_workers=1) as executor,
-    ):
+    with ExitStack() as stack:
         tell("loading the dataset")
+        executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         loading = executor.submit(
             load_dataset,
             options.name,
@@ -83,6 +80,9 @@ def prepared(
             split_seed=options.split_seed,
             data_dir=Path(data_dir) if data_dir else None,
         )
+        from tune_softmax.cluster import connect  # Ray, while images are inflated
+
+        connecting = stack.enter_context(connect(address, experiment.resources))
         with lasting():
             for slow in ("driver", "study", "ledger"):  # Ray Tune, Optuna, SQLAlchemy
                 importlib.import_module(f"tune_softmax.{slow}")
