@@ -53,7 +53,8 @@ class NativeGroup:
         for i, arrays in enumerate((self._weights, self._velocity)):
             arrays[:] = 0
             for p, trial in enumerate(trials):
-                self._copy(arrays, np.ascontiguousarray(trial.layers[0][i]), p, out=False)
+                own = np.ascontiguousarray(trial.layers[0][i], arrays.dtype)
+                self._copy(arrays, own, p, out=False)
         self._scratch = kernels.scratch(
             data.real,
             num_features=data.num_features,
