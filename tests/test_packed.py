@@ -639,6 +639,26 @@ def test_narrow_blocks_join_where_their_micro_batch_stays_long():
     assert sorted(map(sorted, plan_groups(configs, data))) == [[0], [1], [2, 3]]
 
 
+def test_what_is_narrow_joins_a_wide_block_whose_steps_stay_as_long():
+    """43 trials of batch 128, of 3 classes, fill 129 columns; slices of 64 rows end where 64 do.
+
+    Batches of 48 would make its slices shorter, and without slices so would those of 64. No bit
+    of a trial changes.
+    """
+    data = random_data(300)
+    sizes = [*[128] * 43, 64, 256, 48]
+    configs = dict(enumerate(replace(PLAIN, batch_size=size) for size in sizes))
+    assert plan_groups(configs, data, slice_rows=64) == [[*range(45)], [45]]
+    assert plan_groups(configs, data) == [[*range(43)], [45], [43, 44]]
+    if native.find() is None:
+        pytest.skip("no kernels are built here")
+    together = train_packed(configs, data)
+    for number in (0, 43, 44, 45):
+        alone = train_packed({number: configs[number]}, data)[number]
+        assert torch.equal(together[number].weights, alone.weights)
+        assert torch.equal(together[number].curves, alone.curves)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.usefixtures("double_precision")

@@ -286,7 +286,8 @@ def plan_groups(
 
     Trials of one width, one augmentation and one batch size always do. Wide blocks stand alone,
     for then a group takes the fewest steps; narrow ones join the block with which their
-    micro-batch is longest.
+    micro-batch is longest. Where gradients are interrupted anyway, what is still narrow then
+    joins a wide block, for that block's steps are no shorter after it.
 
     Args:
         configs: Hyperparameters by trial number.
@@ -305,33 +306,39 @@ def plan_groups(
     groups: list[list[int]] = []
     for (_, width), by_size in sorted(blocks.items()):
         columns = width or data.num_classes
-        narrow: list[tuple[int, list[int]]] = []  # (micro-batch, trials)
+        wide: list[tuple[int, list[int]]] = []  # (micro-batch, trials)
+        narrow: list[tuple[int, list[int]]] = []
         for batch_size, numbers in sorted(by_size.items()):
             if len(numbers) * columns >= MIN_COLUMNS:
-                groups.append(numbers)
+                wide.append((batch_size, numbers))
             else:
                 narrow = _place(narrow, batch_size, numbers, slice_rows)
-        groups.extend(numbers for _, numbers in narrow)
+        if slice_rows is None:
+            wide += narrow
+        else:
+            for rows, numbers in narrow:
+                wide = _place(wide, rows, numbers, slice_rows)
+        groups.extend(numbers for _, numbers in wide)
     return groups
 
 
 def _place(
-    narrow: list[tuple[int, list[int]]],
+    groups: list[tuple[int, list[int]]],
     batch_size: int,
     numbers: list[int],
     slice_rows: int | None,
 ) -> list[tuple[int, list[int]]]:
-    """Add one block to the narrow group that suits it best, or as a group of its own."""
-    best = max(narrow, key=lambda group: gcd(group[0], batch_size), default=None)
+    """Add one block to the group that suits it best, or as a group of its own."""
+    best = max(groups, key=lambda group: gcd(group[0], batch_size), default=None)
     rows = gcd(best[0], batch_size) if best else 0
     if slice_rows is not None:
         is_worth_it = rows > 0 and rows % slice_rows == 0
     else:
         is_worth_it = best is not None and rows >= min(MIN_MICRO_BATCH, best[0], batch_size)
     if best is None or not is_worth_it:
-        return [*narrow, (batch_size, numbers)]
+        return [*groups, (batch_size, numbers)]
     joined = (rows, [*best[1], *numbers])
-    return [joined if group is best else group for group in narrow]
+    return [joined if group is best else group for group in groups]
 
 
 def _kernels(data: ArrayData | TensorData) -> Kernels | None:
