@@ -19,6 +19,7 @@ install: $(INSTALLED) ## Make .venv with everything that development needs
 $(INSTALLED): pyproject.toml constraints.txt tune_softmax/_kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m compileall -q tune_softmax  # as pip does, but for editable installs
 	@touch $@
 
 search: $(INSTALLED) ## Tune softmax regression on digits: 64 trials, no download, no GPU

@@ -135,10 +135,19 @@ def children(process):
     output = subprocess.run(command, capture_output=True, text=True).stdout
     return dict(line.split(maxsplit=1) for line in output.splitlines())
 
+def raylets():
+    return [number for number, args in children(os.getpid()).items() if "/raylet " in args]
+
 with connect(None, Resources(max_concurrent_packs=1)) as connecting:
+    for _ in range(300):
+        early = [args for raylet in raylets() for args in children(raylet).values()]
+        if any("ray::IDLE" in args for args in early):
+            break
+        time.sleep(0.1)
+    was_let_in = ray.is_initialized()
     (node,) = connecting.result().nodes()
     started = children(os.getpid())
-    (raylet,) = [number for number, command in started.items() if "/raylet " in command]
+    (raylet,) = raylets()
     of_node = children(raylet)
     idle = {number for number, command in of_node.items() if "ray::IDLE" in command}
     asked = (class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE)
@@ -148,6 +157,8 @@ with connect(None, Resources(max_concurrent_packs=1)) as connecting:
         process = ray.get(actor.process.remote())
     print(json.dumps({
         "helpers": [command.split()[0] for command in started.values()],
+        "early": sum("ray::IDLE" in args for args in early),
+        "was_let_in": was_let_in,
         "workers": len(idle),
         "cpus": node.num_cpus,
         "others": sorted(set(of_node.values()) - {of_node[number] for number in idle}),
@@ -167,9 +178,10 @@ sys.exit(len(left))
 def test_a_local_cluster_is_no_more_than_a_search_needs():
     """Ray's two servers, and a worker a pack; nothing of it is left at the end.
 
-    Agents have stand-ins, and Ray Tune's actors start no process of their own. A hook or a job of
-    another cluster that asks for a runtime environment is not heard, for nobody could make it,
-    nor are variables that Ray Tune would hand on.
+    The worker is there before anybody has asked for the cluster, and until then this process is
+    not let in. Agents have stand-ins, and Ray Tune's actors start no process of their own. A hook
+    or a job of another cluster that asks for a runtime environment is not heard, for nobody could
+    make it, nor are variables that Ray Tune would hand on.
     """
     foreign = {
         "AWS_ACCESS_KEY_ID": "key",
@@ -188,7 +200,8 @@ def test_a_local_cluster_is_no_more_than_a_search_needs():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert sorted(Path(name).name for name in found["helpers"]) == ["gcs_server", "ps", "raylet"]
-    assert found["workers"] == 1
+    assert found["early"] == found["workers"] == 1
+    assert not found["was_let_in"]
     (stand_in,) = found["others"]
     assert stand_in.endswith("idle_agent.py")
     assert found["is_there"]

@@ -30,6 +30,7 @@ with lasting(), put_off("requests"), put_off("jsonschema"), warnings.catch_warni
     warnings.filterwarnings("ignore", "IProgress not found")
     logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     import ray
+    import ray._common.usage.usage_lib  # `ray.init` does, and it imports requests
 
     from tune_softmax import local_ray
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.experiment import Resources
 
-__all__ = ["Cluster", "Node", "connect"]
+__all__ = ["Cluster", "Connecting", "Node", "connect"]
 
 logger = logging.getLogger("tune_softmax")
 
@@ -117,13 +118,38 @@ class Cluster:
         return min(fit, resources.max_concurrent_packs or fit)
 
 
+class Connecting:
+    """A cluster to be, which starts in the background.
+
+    A local one lets this process in only once somebody asks for it: until its first workers have
+    come up Ray would hold Python's lock, and whatever is imported meanwhile would stand still.
+
+    Args:
+        cluster: What the background will give.
+        is_wanted: Set to let this process in.
+    """
+
+    def __init__(self, cluster: Future[Cluster], is_wanted: threading.Event) -> None:
+        self._cluster = cluster
+        self._is_wanted = is_wanted
+
+    def result(self) -> Cluster:
+        """Return the cluster as soon as it is there.
+
+        Raises:
+            ClusterError: There is none at the address, or it does not let us in.
+        """
+        self._is_wanted.set()
+        return self._cluster.result()
+
+
 @contextmanager
-def connect(address: str | None, resources: Resources) -> Iterator[Future[Cluster]]:
+def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
     """Connect to a Ray cluster for as long as the context lasts.
 
-    Connecting takes seconds of waiting, so it goes on in the background; ask for its result. If
-    the cluster's head goes away for good, this process ends with ClusterLostError's exit code.
-    What was frozen by `gc.freeze` is thawed at the end.
+    Connecting takes seconds of waiting, so it goes on in the background; ask for its result once
+    it is needed. If the cluster's head goes away for good, this process ends with
+    ClusterLostError's exit code. What was frozen by `gc.freeze` is thawed at the end.
 
     Args:
         address: HOST:PORT of a cluster's head; None starts a local cluster of our own, whatever
@@ -131,8 +157,7 @@ def connect(address: str | None, resources: Resources) -> Iterator[Future[Cluste
         resources: What a pack takes, for as many workers to be started at once.
 
     Yields:
-        The cluster to be; its `result()` raises ClusterError where there is no cluster at the
-        address, or it does not let us in.
+        The cluster to be.
     """
     folder = _private_folder()
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the ledger holds the results
@@ -140,13 +165,14 @@ def connect(address: str | None, resources: Resources) -> Iterator[Future[Cluste
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)  # Ray's own snapshots are not read
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # `search` counts what fits
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    is_over = threading.Event()
+    is_wanted, is_over = threading.Event(), threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        connecting = executor.submit(_connect, address, folder, resources, is_over)
+        cluster = executor.submit(_connect, address, folder, resources, is_wanted, is_over)
         try:
-            yield connecting
+            yield Connecting(cluster, is_wanted)
         finally:
-            wait([connecting])
+            is_wanted.set()
+            wait([cluster])
             is_over.set()
             # Handles of actors left in reference cycles would else be collected whenever Python
             # likes, by the display's thread too, and touching Ray while it shuts down ends the
@@ -164,6 +190,7 @@ def _connect(
     address: str | None,
     folder: Path,
     resources: Resources,
+    is_wanted: threading.Event,
     is_over: threading.Event,
 ) -> Cluster:
     def count_workers(num_cpus: float, num_gpus: float) -> int:
@@ -171,7 +198,7 @@ def _connect(
         return max(1, min(num_packs, resources.max_concurrent_packs or num_packs))
 
     if address is None:
-        local_ray.start(folder, count_workers)
+        local_ray.start(folder, count_workers, is_wanted)
     else:
         _join(address)
     head = ray.get_runtime_context().gcs_address

@@ -26,6 +26,7 @@ from ray._private.node import Node
 from tune_softmax import idle_agent
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
 
 __all__ = ["start"]
@@ -51,8 +52,9 @@ ENVIRONMENT_MAKERS = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 # How many workers a node starts at once, and before anybody has asked for them.
 WORKER_COUNTS = ("--maximum_startup_concurrency", "--num_prestart_python_workers")
 SYSTEM_CONFIG = {
-    # Such workers are idle until the driver has imported what it needs; Ray would kill them after
-    # a second.
+    # Workers start with the node, while the driver still imports what it needs.
+    "enable_worker_prestart": True,
+    # They are idle until it comes; Ray would kill them after a second.
     "idle_worker_killing_time_threshold_ms": 60_000,
     # A node connects to its own object store, which may not listen yet; Ray tries once a second,
     # ten times.
@@ -64,7 +66,9 @@ POLL_S = 0.02
 REGISTRATION_TIMEOUT_S = 30.0
 
 
-def start(folder: Path, count_workers: Callable[[float, float], int]) -> None:
+def start(
+    folder: Path, count_workers: Callable[[float, float], int], is_wanted: threading.Event
+) -> None:
     """Start a cluster that nobody else can find or enter, below a folder, and connect to it.
 
     It cannot make runtime environments: its workers are of this installation.
@@ -73,12 +77,14 @@ def start(folder: Path, count_workers: Callable[[float, float], int]) -> None:
         folder: Where Ray may write.
         count_workers: Says, given the numbers of CPUs and GPUs, how many workers will be needed
             at once; Ray would start one for each CPU.
+        is_wanted: Set once the driver has nothing better to do than to connect. It connects in one
+            call that holds Python's lock until the first workers have come up.
     """
     # Ray turns token authentication on by itself where no mode is set; a token in this process's
     # environment reaches its children, and needs no file in a home that may be read-only.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _sparingly(count_workers):
+    with _sparingly(count_workers, is_wanted):
         ray.init(
             address="local",
             include_dashboard=False,
@@ -91,7 +97,9 @@ def start(folder: Path, count_workers: Callable[[float, float], int]) -> None:
 
 
 @contextmanager
-def _sparingly(count_workers: Callable[[float, float], int]) -> Iterator[None]:
+def _sparingly(
+    count_workers: Callable[[float, float], int], is_wanted: threading.Event
+) -> Iterator[None]:
     """Replace what is not needed, or slow, of how Ray starts a node."""
     start_processes = getattr(Node, "start_ray_processes", None)
     start_process = getattr(services, "start_ray_process", None)
@@ -100,6 +108,7 @@ def _sparingly(count_workers: Callable[[float, float], int]) -> Iterator[None]:
         assert start_processes is not None
         start_processes(node)
         _wait_until_registered(node)
+        is_wanted.wait()
 
     def start_raylet_alone(command: list[str], kind: str, **options: object) -> object:
         assert start_process is not None

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from tune_softmax.errors import (
     SearchInterruptedError,
 )
 from tune_softmax.lasting import lasting
+from tune_softmax.metrics import State
 from tune_softmax.progress import Snapshot
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from tune_softmax.run_folder import RunFolder
 
 __all__ = [
+    "ResultsImport",
     "Stop",
     "check_dataset",
     "check_unchanged",
@@ -234,6 +237,34 @@ def interruptible() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+class ResultsImport:
+    """Imports what results need, pandas above all, where nobody waits for it.
+
+    That is when a place has nothing left to train, or at the latest while Ray shuts down.
+    """
+
+    def __init__(self) -> None:
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """Import in the background, unless that has begun."""
+        if not self._has_begun:
+            self._has_begun = True
+            reading = ("tune_softmax.results",)
+            threading.Thread(target=importlib.import_module, args=reading, daemon=True).start()
+
+    def with_last_pack(self, observe: Callable[[Snapshot], None]) -> Callable[[Snapshot], None]:
+        """Return an observer that begins once the last pack trains alone, and tells `observe`."""
+
+        def look(snapshot: Snapshot) -> None:
+            observe(snapshot)
+            num_left = snapshot.num_trials - snapshot.num_done
+            if snapshot.num_packs == 1 and snapshot.states[State.RUNNING] == num_left:
+                self.begin()
+
+        return look
+
+
 def run(folder: RunFolder, job: Job, stop: Stop, time_budget_s: float | None = None) -> None:
     """Train what is left of an agenda, and record how it ended.
 
@@ -254,10 +285,9 @@ def run(folder: RunFolder, job: Job, stop: Stop, time_budget_s: float | None = N
         ended = [detail for _, kind, detail in job.ledger.events() if kind == "ended"]
         stop.deadline = started + time_budget_s - sum(d.get("seconds", 0) for d in ended)
     stop.is_gentle = True
-    outcome = drive(job)
-    # While Ray shuts down: the results need pandas.
-    reading = ("tune_softmax.results",)
-    threading.Thread(target=importlib.import_module, args=reading, daemon=True).start()
+    results = ResultsImport()
+    outcome = drive(replace(job, observe=results.with_last_pack(job.observe)))
+    results.begin()
     reason = "finished"
     if outcome.was_stopped:
         reason = f"stopped by {stop.signal.name if stop.signal else 'the time budget'}"
