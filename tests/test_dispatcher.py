@@ -18,15 +18,17 @@ from tune_softmax.worker import PackResult
 
 EXPERIMENT = """
 name: dealt
-dataset: {name: digits, validation: 0.25}
-space: {batch_size: 64, num_epochs: 16, learning_rate: {log_uniform: [1e-2, 1]}}
-search: {num_trials: 24, pack_size: 8, sampler: random}
+dataset: {{name: digits, validation: 0.25}}
+space: {{batch_size: 64, num_epochs: 16, learning_rate: {{log_uniform: [1e-2, 1]}}}}
+search: {{num_trials: {num_trials}, pack_size: {pack_size}, sampler: random}}
 """
 
 
-def begin(ledger, num_places):
+def begin(ledger, num_places, num_trials=24, pack_size=8):
     """Return a dispatcher over an empty ledger."""
-    experiment = experiments.parse(EXPERIMENT, "dealt.yaml")
+    experiment = experiments.parse(
+        EXPERIMENT.format(num_trials=num_trials, pack_size=pack_size), "dealt.yaml"
+    )
     return Dispatcher(
         Job(
             experiment=experiment,
@@ -76,6 +78,26 @@ def test_trials_that_wait_go_on_together_while_there_are_new_ones(ledger):
     assert sorted(task.tasks) == waiting
     assert task.epoch == 1
     assert not task.tasks.keys() & first.tasks.keys()
+
+
+def test_a_few_wait_for_company_while_there_are_new_ones(ledger):
+    """Until as many wait on a rung as a pack parks at, an eighth of it, or nothing new is left."""
+    dispatcher = begin(ledger, num_places=1, num_trials=80, pack_size=32)
+    assert dispatcher.parks_at == 4
+    waiting = park(dispatcher, "a", 2)
+    waiting += park(dispatcher, "b", 1)  # a new pack, though two wait
+    assert len(waiting) == 3
+    waiting += park(dispatcher, "c", 0)  # the last new one
+    together = dispatcher.next_pack("d")
+    assert (together.epoch, sorted(together.tasks)) == (1, waiting)
+
+
+def test_as_many_as_a_pack_parks_at_go_on(ledger):
+    """They are company enough, though there are new ones."""
+    dispatcher = begin(ledger, num_places=1, num_trials=96, pack_size=32)
+    waiting = park(dispatcher, "a", 3) + park(dispatcher, "b", 1)
+    together = dispatcher.next_pack("c")
+    assert (together.epoch, sorted(together.tasks)) == (1, waiting)
 
 
 def test_in_the_end_every_place_takes_its_share(ledger):

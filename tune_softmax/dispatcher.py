@@ -180,18 +180,21 @@ class Dispatcher:
         """Return what the next pack trains, and how many epochs it has behind it.
 
         Lost packs come first, then parked trials, those of the rung where most wait, then new
-        ones. Parked ones do not wait longer than for a place: until a long trial has ended, the
-        sampler takes short ones for the best there are, and asks for more of them. Once all
-        trials have been handed out, a place takes its share of those that wait, for the others
-        will be free as well.
+        ones. Parked ones wait for a place, and while there are new ones also for company: a trial
+        alone takes three times as long as in a pack. They wait no longer than that, for until a
+        long trial has ended, the sampler takes short ones for the best there are, and asks for
+        more of them. Once all trials have been handed out, a place takes its share of those that
+        wait, for the others will be free as well.
         """
         if self._again:
             return 0, self._again.popleft()
-        if not any(self._parked.values()):
-            return 0, self._agenda.ask(self._num_new(), self.curves)
-        epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch))
+        epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch), default=0)
         waiting = self._parked[epoch]
         is_last = len(self._states) == self._agenda.num_trials
+        if not is_last and (not waiting or len(waiting) < self.parks_at):
+            new = self._agenda.ask(self._num_new(), self.curves)
+            if new:
+                return 0, new
         share = -(-len(waiting) // self.num_places) if is_last else self.pack_size
         numbers = sorted(waiting)[: min(share, self.pack_size)]
         return epoch, {number: waiting.pop(number) for number in numbers}
