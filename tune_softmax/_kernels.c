@@ -144,7 +144,7 @@ INLINE void turn(uint64_t *restrict words) {
 }
 
 /* Return the words of an image's pixels and of the one behind them. */
-INLINE int64_t num_words(int64_t num_features) { return (num_features + 1 + WORD - 1) / WORD; }
+INLINE int64_t num_words(int64_t num_features) { return num_features / WORD + 1; }
 
 /* Round to the nearest that bfloat16 holds, ties to even. */
 INLINE float round_to_bfloat16(float x) {
@@ -206,9 +206,8 @@ INLINE int64_t NAME(row_stride)(int64_t num_features) {
 
 /* Where the parts of the scratch space are. */
 typedef struct {
-    uint64_t *lit;      /* (MAX_ROWS, words), which pixels a slice's images light */
-    uint64_t *lit_by;   /* (words, WORD), which of the slice's images light a pixel */
-    uint8_t *bytes;     /* (MAX_ROWS, words * WORD), the slice's images as they are */
+    uint64_t *lit;      /* (words, WORD), which pixels an image lights; turned, who lights a pixel */
+    uint8_t *bytes;     /* (words, MAX_ROWS, WORD), the slice's images as they are */
     REAL *of_byte;      /* (NUM_BYTES,), what they mean */
     REAL *x;            /* (MAX_ROWS, row_stride), or the images, scaled */
     REAL *z;            /* (MAX_ROWS, N + PANEL), their logits, then their residuals */
@@ -226,8 +225,7 @@ INLINE int64_t NAME(divide)(REAL *from, int64_t D, int64_t C, int64_t P, int64_t
 #define WHOLE_LINES(num) (((num) + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES)
     const int64_t lanes = WHOLE_LINES((P < NARROW ? MAX_ROWS * P : P) + LANES);
     parts->lit = (uint64_t *)from;
-    parts->lit_by = parts->lit + MAX_ROWS * num_words(D);
-    parts->bytes = (uint8_t *)(parts->lit_by + num_words(D) * WORD);
+    parts->bytes = (uint8_t *)(parts->lit + num_words(D) * WORD);
     parts->tally = (double *)(parts->bytes + MAX_ROWS * num_words(D) * WORD);
     parts->of_byte = (REAL *)(parts->tally + WHOLE_LINES(3 * P));
     parts->x = parts->of_byte + NUM_BYTES;
@@ -260,17 +258,20 @@ static void NAME(note_bytes)(const NAME(Epoch) * e, const NAME(Scratch) * s) {
         s->of_byte[i] = NAME(quotient)((uint8_t)i, e->pixel_max, inverse);
 }
 
-/* Copy an image's bytes, put the largest pixel, a one, behind them, and say which are lit. */
+/* Copy image b's bytes, put the largest pixel, a one, behind them, and say which are lit. */
 static void NAME(copy_bytes)(const NAME(Epoch) * e, const uint8_t *image, int64_t b,
                              const NAME(Scratch) * s) {
-    const int64_t D = e->num_features, words = num_words(D);
-    uint8_t *bytes = s->bytes + b * words * WORD;
-    memcpy(bytes, image, (size_t)D);
-    bytes[D] = (uint8_t)e->pixel_max;
-    for (int64_t word = 0; word < words; word++) {
-        const int64_t first = word * WORD, num = D + 1 - first < WORD ? D + 1 - first : WORD;
-        s->lit[b * words + word] = lit_bytes(bytes + first, num);
+    const int64_t D = e->num_features, whole = D / WORD;
+    uint8_t *bytes = s->bytes + b * WORD;
+    uint64_t *lit = s->lit + b;
+    for (int64_t word = 0; word < whole; word++) {
+        memcpy(bytes, image + word * WORD, WORD);
+        lit[word * WORD] = lit_bytes(bytes, WORD);
+        bytes += MAX_ROWS * WORD;
     }
+    memcpy(bytes, image + whole * WORD, (size_t)(D % WORD));
+    bytes[D % WORD] = (uint8_t)e->pixel_max;
+    lit[whole * WORD] = lit_bytes(bytes, D % WORD + 1);
 }
 
 /* Take a micro-batch's images, and put a one behind each. They come in a random order, which no
@@ -300,13 +301,12 @@ static void NAME(gather)(const NAME(Epoch) * e, int64_t first, int64_t rows,
     }
 }
 
-/* Say which of a slice's images light each pixel. */
+/* Say which of a slice's images light each pixel, in place of which pixels an image lights. */
 static void NAME(turn_lit)(int64_t D, int64_t rows, const NAME(Scratch) * s) {
-    const int64_t words = num_words(D);
-    for (int64_t word = 0; word < words; word++) {
-        uint64_t *lit_by = s->lit_by + word * WORD;
-        for (int64_t b = 0; b < WORD; b++) lit_by[b] = b < rows ? s->lit[b * words + word] : 0;
-        turn(lit_by);
+    for (int64_t word = 0; word < num_words(D); word++) {
+        uint64_t *lit = s->lit + word * WORD;
+        for (int64_t b = rows; b < WORD; b++) lit[b] = 0;
+        turn(lit);
     }
 }
 
@@ -410,13 +410,13 @@ INLINE void NAME(forward_side)(const NAME(Epoch) * e, const NAME(Scratch) * s, i
         memset(z + b * z_stride, 0, sizeof(REAL) * (size_t)side.length);
     for (int64_t word = 0; word < words; word++, weights += WORD * side.length)
         for (int64_t b = 0; b < rows; b++) {
-            const uint8_t *bytes = s->bytes + (b * words + word) * WORD;
+            const uint8_t *bytes = s->bytes + (word * MAX_ROWS + b) * WORD;
             VECTOR sums[MAX_WIDTH];
             for (int64_t v = 0; v < width; v++) {
                 sums[v] = NAME(load)(z + b * z_stride + v * LANES);
                 OPAQUE(sums[v]); /* or a call would copy them */
             }
-            ADD_LIT(sums, s->lit[b * words + word], bytes, 1, weights, side.length, width)
+            ADD_LIT(sums, s->lit[word * WORD + b], bytes, 1, weights, side.length, width)
             for (int64_t v = 0; v < width; v++)
                 NAME(store)(z + b * z_stride + v * LANES, sums[v]);
         }
@@ -490,20 +490,18 @@ INLINE void NAME(descend)(const NAME(Epoch) * e, const NAME(Scratch) * s, NAME(S
                           const int64_t width) {
     const int64_t N = e->num_columns, K = e->num_features + 1, z_stride = N + PANEL;
     const int64_t length = side.length;
-    int64_t stride = num_words(e->num_features) * WORD;
     const REAL *residuals = s->z + side.column, *of_byte = s->of_byte;
     const REAL *coefficients = s->coefficients + side.column;
-    OPAQUE_ADDRESS(stride);
     OPAQUE_ADDRESS(residuals);
     for (int64_t k = first; k < end; k++) {
-        const uint8_t *bytes = s->bytes + k;
+        const uint8_t *bytes = s->bytes + k / WORD * (MAX_ROWS * WORD) + k % WORD;
         const int64_t at = side.column * K + k * length;
         VECTOR sums[MAX_WIDTH];
         for (int64_t v = 0; v < width; v++) {
             sums[v] = (VECTOR){0};
             OPAQUE(sums[v]);
         }
-        ADD_LIT(sums, s->lit_by[k], bytes, stride, residuals, z_stride, width)
+        ADD_LIT(sums, s->lit[k], bytes, WORD, residuals, z_stride, width)
         UNROLL for (int64_t v = 0; v < width; v++)
             NAME(move)(coefficients + v * LANES, N, penalties, sums[v],
                        e->weights + at + v * LANES, e->velocity + at + v * LANES);
