@@ -587,19 +587,24 @@ INLINE VECTOR EXP(VECTOR x) {
 #endif
 }
 
+/* Copy P reals, and what is behind them up to a whole vector: copies in order write that anew. */
+INLINE void NAME(copy_lanes)(const REAL *from, int64_t P, REAL *to) {
+    for (int64_t p = 0; p < P; p += LANES) NAME(store)(to + p, NAME(load)(from + p));
+}
+
 /* Copy a slice's logits from z, class by class within a row, to row by row within a class. */
 static void NAME(by_class)(const REAL *z, int64_t z_stride, int64_t rows, int64_t C, int64_t P,
                            REAL *out) {
     for (int64_t c = 0; c < C; c++)
-        for (int64_t b = 0; b < rows; b++)
-            for (int64_t p = 0; p < P; p++) *out++ = z[b * z_stride + c * P + p];
+        for (int64_t b = 0; b < rows; b++, out += P)
+            NAME(copy_lanes)(z + b * z_stride + c * P, P, out);
 }
 
 static void NAME(by_row)(const REAL *from, int64_t z_stride, int64_t rows, int64_t C, int64_t P,
                          REAL *z) {
     for (int64_t c = 0; c < C; c++)
-        for (int64_t b = 0; b < rows; b++)
-            for (int64_t p = 0; p < P; p++) z[b * z_stride + c * P + p] = *from++;
+        for (int64_t b = 0; b < rows; b++, from += P)
+            NAME(copy_lanes)(from, P, z + b * z_stride + c * P);
 }
 
 /* Of lanes that stand side by side, class after class `stride` apart: the largest logit, the first class
@@ -642,7 +647,7 @@ static void NAME(softmax_rows)(const NAME(Epoch) * e, const NAME(Scratch) * s, R
     double *product = s->tally, *sum = product + P, *right = sum + P;
 #define LABEL(b) (e->labels[e->order ? e->order[first + (b)] : first + (b)])
     for (int64_t b = 0; b < rows; b++)
-        memcpy(of_label + b * P, z + LABEL(b) * L + b * P, sizeof(REAL) * (size_t)P);
+        NAME(copy_lanes)(z + LABEL(b) * L + b * P, P, of_label + b * P);
     for (int64_t l = 0; l < L; l += LANES) {
         REAL largest[LANES];
         NAME(softmax_lanes)(z + l, L, C, L - l, weights ? weights + l : NULL, largest, best + l,
@@ -668,8 +673,9 @@ static void NAME(softmax)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_
                           int64_t rows, const REAL *loss_weights) {
     const int64_t C = e->num_classes, P = e->num_trials, z_stride = e->num_columns + PANEL;
     REAL *weights = loss_weights ? s->of_lane + 3 * s->lanes : NULL;
-    for (int64_t b = 0; weights && b < (P < NARROW ? rows : 1); b++)
-        memcpy(weights + b * P, loss_weights, sizeof(REAL) * (size_t)P);
+    if (weights) memcpy(weights, loss_weights, sizeof(REAL) * (size_t)P);
+    for (int64_t b = 1; weights && P < NARROW && b < rows; b++)
+        NAME(copy_lanes)(weights, P, weights + b * P);
     double *product = s->tally, *sum = product + P, *right = sum + P; /* as `softmax_rows` has it */
     for (int64_t p = 0; p < P; p++) product[p] = 1, sum[p] = right[p] = 0;
     if (P < NARROW) {
