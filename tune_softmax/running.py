@@ -72,32 +72,34 @@ def prepared(
 
     options = experiment.dataset
     with ExitStack() as stack:
-        tell("loading the dataset")
-        executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-        loading = executor.submit(
-            load_dataset,
-            options.name,
-            path=options.path,
-            validation=options.validation,
-            train_fraction=options.train_fraction,
-            split_seed=options.split_seed,
-            data_dir=Path(data_dir) if data_dir else None,
-        )
-        from tune_softmax.cluster import connect  # Ray, while images are inflated
-
-        connecting = stack.enter_context(connect(address, experiment.resources))
         with lasting():
+            tell("loading the dataset")
+            executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+            loading = executor.submit(
+                load_dataset,
+                options.name,
+                path=options.path,
+                validation=options.validation,
+                train_fraction=options.train_fraction,
+                split_seed=options.split_seed,
+                data_dir=Path(data_dir) if data_dir else None,
+            )
+            from tune_softmax.cluster import connect  # Ray, while images are inflated
+
+            connecting = stack.enter_context(connect(address, experiment.resources))
             for slow in ("driver", "study", "ledger"):  # Ray Tune, Optuna, SQLAlchemy
                 importlib.import_module(f"tune_softmax.{slow}")
-        dataset = loading.result()
-        _check_batch_size(experiment, len(dataset.train))
-        tell(f"joining the cluster at {address}" if address else "starting Ray on this machine")
-        cluster = connecting.result()
-        for number in CAUGHT:  # Ray has put handlers of its own before ours
-            signal.signal(number, signal.getsignal(number))
-        cluster.num_packs(experiment.resources)
-        tell("starting workers")
-        gc.freeze()  # what was imported stays, and takes 0.1 s to look through for garbage
+            dataset = loading.result()
+            _check_batch_size(experiment, len(dataset.train))
+            tell(
+                f"joining the cluster at {address}" if address else "starting Ray on this machine"
+            )
+            cluster = connecting.result()
+            for number in CAUGHT:  # Ray has put handlers of its own before ours
+                signal.signal(number, signal.getsignal(number))
+            cluster.num_packs(experiment.resources)
+            tell("starting workers")
+            gc.freeze()  # what was imported stays; looking through it takes 0.1 s
         yield dataset, cluster
 
 
