@@ -81,21 +81,21 @@ def test_trials_that_wait_go_on_together_while_there_are_new_ones(ledger):
 
 
 def test_a_few_wait_for_company_while_there_are_new_ones(ledger):
-    """Until as many wait on a rung as a pack parks at, an eighth of it, or nothing new is left."""
+    """Until a quarter of a pack waits on a rung, or nothing new is left."""
     dispatcher = begin(ledger, num_places=1, num_trials=80, pack_size=32)
-    assert dispatcher.parks_at == 4
-    waiting = park(dispatcher, "a", 2)
-    waiting += park(dispatcher, "b", 1)  # a new pack, though two wait
-    assert len(waiting) == 3
+    assert (dispatcher.parks_at, dispatcher.waits_for) == (4, 8)
+    waiting = park(dispatcher, "a", 4)
+    waiting += park(dispatcher, "b", 3)  # a new pack, though four wait
+    assert len(waiting) == 7
     waiting += park(dispatcher, "c", 0)  # the last new one
     together = dispatcher.next_pack("d")
     assert (together.epoch, sorted(together.tasks)) == (1, waiting)
 
 
-def test_as_many_as_a_pack_parks_at_go_on(ledger):
+def test_a_quarter_of_a_pack_goes_on(ledger):
     """They are company enough, though there are new ones."""
     dispatcher = begin(ledger, num_places=1, num_trials=96, pack_size=32)
-    waiting = park(dispatcher, "a", 3) + park(dispatcher, "b", 1)
+    waiting = park(dispatcher, "a", 4) + park(dispatcher, "b", 4)
     together = dispatcher.next_pack("c")
     assert (together.epoch, sorted(together.tasks)) == (1, waiting)
 

@@ -33,9 +33,11 @@ MAX_LOSSES = 3  # of a trial's worker; that a driver died is no fault of the tri
 # Every place where a pack can run sees some rounds, so that the last ones leave none idle.
 ROUNDS_PER_PLACE = 4
 MAX_AUTO_PACK = {"cpu": 64, "gpu": 1024}
-# A pack that is down to this fraction of its trials parks them. Measured with two packs of 32 at
-# a time: half of a search's seconds went into packs of three trials or fewer.
+# A pack that is down to this fraction of its trials parks them, until there are enough for the
+# other. Measured with two packs of 32 at a time: half of a search's seconds went into packs of
+# three trials or fewer.
 PARK_FRACTION = 8
+WAIT_FRACTION = 4
 
 logger = logging.getLogger("tune_softmax")
 
@@ -79,6 +81,7 @@ class Dispatcher:
         num_places: How many packs run side by side.
         pack_size: Trials of a new pack, at most.
         parks_at: A pack that is down to so many trials on a rung parks them.
+        waits_for: So many that are parked on one rung go on before new ones begin.
         curves: The metric after each epoch, by trial number.
     """
 
@@ -106,6 +109,7 @@ class Dispatcher:
         self._remark = ""
         self.pack_size = self._auto_pack_size()
         self.parks_at = self.pack_size // PARK_FRACTION if job.asha else 0
+        self.waits_for = max(1, self.pack_size // WAIT_FRACTION)
         for _, kind, detail in ledger.events():
             if kind == "out_of_memory":
                 self.pack_size = min(self.pack_size, int(detail["fits"]))
@@ -191,7 +195,7 @@ class Dispatcher:
         epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch), default=0)
         waiting = self._parked[epoch]
         is_last = len(self._states) == self._agenda.num_trials
-        if not is_last and (not waiting or len(waiting) < self.parks_at):
+        if not is_last and len(waiting) < self.waits_for:
             new = self._agenda.ask(self._num_new(), self.curves)
             if new:
                 return 0, new
