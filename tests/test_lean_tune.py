@@ -23,6 +23,34 @@ print(*sorted({"pandas", "ray.data", "ray.tune", "torch"} & sys.modules.keys()))
     assert run(code) == ["ray.tune"]
 
 
+def test_ray_tune_draws_nothing_with_rich():
+    """Its output for terminals is off; rich's layouts are there for whoever else wants them."""
+    code = """
+import sys
+import tune_softmax.lean_tune
+print(*{"rich.layout"} & sys.modules.keys())
+import rich.layout
+print(rich.layout.Layout.__name__)
+"""
+    assert run(code) == ["Layout"]
+
+
+def test_the_program_leaves_ray_trains_second_version_out():
+    """In its own process and in those that it starts; whoever imports us decides for himself."""
+    code = """
+import sys
+from tune_softmax import cli
+
+def main():
+    import tune_softmax.driver
+    print("ray.train" in sys.modules, "ray.train.v2.api.config" in sys.modules)
+
+cli.main = main
+cli.program()
+"""
+    assert run(code) == ["True", "False"]
+
+
 def test_a_driver_connects_without_what_ray_names_alone():
     """Neither importing Ray nor starting a node uses what takes a third of Ray's import."""
     code = """

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tune_softmax.put_off import put_off
+from tune_softmax.put_off import leave_out, put_off
 
 
 @pytest.fixture
@@ -56,3 +56,21 @@ def test_who_imports_it_later_has_the_real_one(module):
 
     assert early is not late
     assert early.other == late.other == 7
+
+
+def test_what_is_left_out_is_missing_for_a_while(module):
+    """Whoever can do without it does, and it is there afterwards."""
+    with leave_out(module), pytest.raises(ImportError, match=module):
+        import late
+    import late
+
+    assert late.other == 7
+
+
+def test_what_is_there_already_is_not_left_out(module):
+    """Somebody uses it."""
+    import late
+
+    with leave_out(module):
+        assert sys.modules[module] is late
+    assert sys.modules[module] is late

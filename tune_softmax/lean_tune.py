@@ -7,11 +7,11 @@ them than these names gets the real module, then and later.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tune_softmax.lasting import lasting
-from tune_softmax.put_off import put_off
+from tune_softmax.put_off import leave_out, put_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,10 @@ def without_ray_data() -> Iterator[None]:
         yield
 
 
-# Of requests Ray Tune asks only whether it is installed.
-with lasting(), without_ray_data(), put_off("pandas", "DataFrame"), put_off("requests"):
+with ExitStack() as stack:
+    stack.enter_context(lasting())
+    stack.enter_context(without_ray_data())
+    stack.enter_context(put_off("pandas", "DataFrame"))
+    stack.enter_context(put_off("requests"))  # it asks only whether it is installed
+    stack.enter_context(leave_out("rich.layout"))  # of an output that is off
     from ray import tune

@@ -1,4 +1,4 @@
-"""Putting an import off until something of the module is used."""
+"""Putting an import off until something of the module is used, or leaving it out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["put_off"]
+__all__ = ["leave_out", "put_off"]
 
 
 class _StandIn(ModuleType):
@@ -62,3 +62,20 @@ def put_off(module: str, named: str | None = None) -> Iterator[None]:
         yield
     finally:
         stand_in.leave()
+
+
+@contextmanager
+def leave_out(module: str) -> Iterator[None]:
+    """Let an import fail for as long as the context lasts, if the module is not there yet.
+
+    Args:
+        module: Its name; whoever imports it can do without.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
