@@ -33,8 +33,8 @@ MAX_LOSSES = 3  # of a trial's worker; that a driver died is no fault of the tri
 # Every place where a pack can run sees some rounds, so that the last ones leave none idle.
 ROUNDS_PER_PLACE = 4
 MAX_AUTO_PACK = {"cpu": 64, "gpu": 1024}
-# A pack that is down to this fraction of its trials parks them, until there are enough for the
-# other. Measured with two packs of 32 at a time: half of a search's seconds went into packs of
+# A pack that is down to an eighth of its trials parks them, and a quarter of a pack goes on
+# together. Measured with two packs of 32 at a time: half of a search's seconds went into packs of
 # three trials or fewer.
 PARK_FRACTION = 8
 WAIT_FRACTION = 4
