@@ -25,19 +25,20 @@ print(*sorted(heavy & sys.modules.keys()))
 
 
 def test_the_program_leaves_ray_trains_second_version_out():
-    """In its own process and in those that it starts; whoever imports us decides for himself."""
+    """In its own process, and in its workers, which have its environment."""
     code = """
-import sys
+import os, sys
 from tune_softmax import cli
 
 def main():
     import tune_softmax.driver
     print("ray.train" in sys.modules, "ray.train.v2.api.config" in sys.modules)
+    print(os.environ["RAY_TRAIN_V2_ENABLED"])
 
 cli.main = main
 cli.program()
 """
-    assert run(code) == ["True", "False"]
+    assert run(code) == ["True", "False", "0"]
 
 
 def test_a_driver_connects_without_what_ray_names_alone():
