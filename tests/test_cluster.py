@@ -104,7 +104,7 @@ def test_a_head_that_answers_again_is_not_gone(in_child, monkeypatch):
 def test_folders_of_dead_processes_are_removed(tmp_path, monkeypatch):
     """What a killed search left in the temporary folder goes with the next one; others stay."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("tune_softmax.cluster.MAX_FOLDER_LENGTH", 999)  # no Ray starts below it
+    monkeypatch.setattr("tune_softmax.private.MAX_FOLDER_LENGTH", 999)  # no Ray starts below it
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left = tmp_path / f"tune-softmax-{ended.pid}-abc"

@@ -29,6 +29,7 @@ from tune_softmax.commands import (
     testing,
 )
 from tune_softmax.errors import StorageError, TuneSoftmaxError
+from tune_softmax.fork_server import TRAIN_V2
 
 __all__ = ["app", "main", "program"]
 
@@ -91,9 +92,7 @@ def program() -> NoReturn:
     Once Ray has been in it, taking the interpreter apart takes more than half a second, and gives
     back what ends with the process anyway. mypy ends so too.
     """
-    # Ray Tune brings Ray Train along, into every worker too. Its second version, which no search
-    # uses, takes 0.2 s to import.
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "0")
+    os.environ.setdefault(TRAIN_V2, "0")
     code = 0
     try:
         main()

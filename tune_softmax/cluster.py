@@ -8,16 +8,13 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax.errors import ClusterError, ClusterLostError
@@ -32,10 +29,11 @@ with lasting(), put_off("requests"), put_off("jsonschema"), warnings.catch_warni
     import ray
     import ray._common.usage.usage_lib  # `ray.init` does, and it imports requests
 
-    from tune_softmax import local_ray
+    from tune_softmax import local_ray, private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tune_softmax.experiment import Resources
 
@@ -43,8 +41,6 @@ __all__ = ["Cluster", "Connecting", "Node", "connect"]
 
 logger = logging.getLogger("tune_softmax")
 
-# Ray puts sockets below its folder, and a socket's path may be 107 bytes long at most.
-MAX_FOLDER_LENGTH = 40
 CONNECT_TIMEOUT_S = 5.0
 # A head that is silent for 50 s is gone. After 60 s Ray would end the process by itself, with exit
 # code 1 and no word of what to do.
@@ -144,7 +140,9 @@ class Connecting:
 
 
 @contextmanager
-def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
+def connect(
+    address: str | None, resources: Resources, forks: Path | None = None
+) -> Iterator[Connecting]:
     """Connect to a Ray cluster for as long as the context lasts.
 
     Connecting takes seconds of waiting, so it goes on in the background; ask for its result once
@@ -155,11 +153,12 @@ def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
         address: HOST:PORT of a cluster's head; None starts a local cluster of our own, whatever
             other Ray runs on this machine or is named in the environment.
         resources: What a pack takes, for as many workers to be started at once.
+        forks: The fork server that a local cluster's workers come from, if there is one.
 
     Yields:
         The cluster to be.
     """
-    folder = _private_folder()
+    folder = private.make_folder()
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the ledger holds the results
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `search` stops well by itself
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)  # Ray's own snapshots are not read
@@ -167,7 +166,7 @@ def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     is_wanted, is_over = threading.Event(), threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        cluster = executor.submit(_connect, address, folder, resources, is_wanted, is_over)
+        cluster = executor.submit(_connect, address, folder, resources, forks, is_wanted, is_over)
         try:
             yield Connecting(cluster, is_wanted)
         finally:
@@ -182,14 +181,14 @@ def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
             gc.disable()
             ray.shutdown()
             gc.enable()
-            shutil.rmtree(folder, ignore_errors=True)
-            _remove_left(folder.parent)
+            private.remove_folder(folder)
 
 
-def _connect(
+def _connect(  # noqa: PLR0917 - each is what it says
     address: str | None,
     folder: Path,
     resources: Resources,
+    forks: Path | None,
     is_wanted: threading.Event,
     is_over: threading.Event,
 ) -> Cluster:
@@ -198,7 +197,7 @@ def _connect(
         return max(1, min(num_packs, resources.max_concurrent_packs or num_packs))
 
     if address is None:
-        local_ray.start(folder, count_workers, is_wanted)
+        local_ray.start(folder, count_workers, is_wanted, forks)
     else:
         _join(address)
     head = ray.get_runtime_context().gcs_address
@@ -225,29 +224,6 @@ def _watch_head(address: str, is_over: threading.Event) -> None:
             sys.stderr.write(f"error: {lost}\n")
             sys.stderr.flush()
             os._exit(ClusterLostError.exit_code)
-
-
-def _private_folder() -> Path:
-    """Make a folder for Ray, below which its sockets' paths are short enough."""
-    prefix = f"tune-softmax-{os.getpid()}-"
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    if len(str(folder)) > MAX_FOLDER_LENGTH:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
-    _remove_left(folder.parent)
-    return folder
-
-
-def _remove_left(parent: Path) -> None:
-    """Remove the folders that killed processes have left behind.
-
-    At a search's start and once more at its end: a cluster outlives its killed driver by seconds,
-    and may make its folder anew after it was removed.
-    """
-    for folder in parent.glob("tune-softmax-[0-9]*-*"):
-        process = folder.name.split("-")[2]
-        if not Path(f"/proc/{process}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(address: str) -> None:

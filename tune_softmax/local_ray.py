@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -23,7 +23,7 @@ from ray import _raylet
 from ray._private import ray_constants, services
 from ray._private.node import Node
 
-from tune_softmax import idle_agent
+from tune_softmax import fork_server, idle_agent, private
 
 if TYPE_CHECKING:
     import threading
@@ -51,6 +51,9 @@ NO_PORT = 1  # where nobody listens
 ENVIRONMENT_MAKERS = ("RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 # How many workers a node starts at once, and before anybody has asked for them.
 WORKER_COUNTS = ("--maximum_startup_concurrency", "--num_prestart_python_workers")
+# How a node starts a worker: by a script that starts another one in a worker's environment.
+WORKER_COMMAND = "--python_worker_command"
+WORKER_SETUP = "setup_worker.py"
 SYSTEM_CONFIG = {
     # Workers start with the node, while the driver still imports what it needs.
     "enable_worker_prestart": True,
@@ -67,7 +70,10 @@ REGISTRATION_TIMEOUT_S = 30.0
 
 
 def start(
-    folder: Path, count_workers: Callable[[float, float], int], is_wanted: threading.Event
+    folder: Path,
+    count_workers: Callable[[float, float], int],
+    is_wanted: threading.Event,
+    forks: Path | None = None,
 ) -> None:
     """Start a cluster that nobody else can find or enter, below a folder, and connect to it.
 
@@ -79,12 +85,10 @@ def start(
             at once; Ray would start one for each CPU.
         is_wanted: Set once the driver has nothing better to do than to connect. It connects in one
             call that holds Python's lock until the first workers have come up.
+        forks: The fork server that workers come from, if there is one.
     """
-    # Ray turns token authentication on by itself where no mode is set; a token in this process's
-    # environment reaches its children, and needs no file in a home that may be read-only.
-    os.environ.pop("RAY_AUTH_MODE", None)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _sparingly(count_workers, is_wanted):
+    private.set_token()
+    with _sparingly(count_workers, is_wanted, forks):
         ray.init(
             address="local",
             include_dashboard=False,
@@ -98,7 +102,9 @@ def start(
 
 @contextmanager
 def _sparingly(
-    count_workers: Callable[[float, float], int], is_wanted: threading.Event
+    count_workers: Callable[[float, float], int],
+    is_wanted: threading.Event,
+    forks: Path | None,
 ) -> Iterator[None]:
     """Replace what is not needed, or slow, of how Ray starts a node."""
     start_processes = getattr(Node, "start_ray_processes", None)
@@ -113,7 +119,7 @@ def _sparingly(
     def start_raylet_alone(command: list[str], kind: str, **options: object) -> object:
         assert start_process is not None
         if kind == ray_constants.PROCESS_TYPE_RAYLET:
-            command = _alone(command, count_workers)
+            command = _alone(command, count_workers, forks)
         return start_process(command, kind, **options)
 
     replaced: list[tuple[object, str, object]] = [
@@ -138,8 +144,12 @@ def _start_nothing(node: Node, **_options: object) -> None:
     node._webui_url = ""  # noqa: SLF001 - what the API server would have told
 
 
-def _alone(command: list[str], count_workers: Callable[[float, float], int]) -> list[str]:
-    """Return a raylet's command without agents, and with as many workers as are needed."""
+def _alone(
+    command: list[str],
+    count_workers: Callable[[float, float], int],
+    forks: Path | None = None,
+) -> list[str]:
+    """Return a raylet's command without agents, and with as many workers as are needed, forked."""
     options = dict(part.split("=", 1) for part in command if "=" in part)
     names = [getattr(_raylet, name, None) for name in AGENT_PORTS]
     if None not in names and hasattr(_raylet, "persist_port") and options.keys() >= set(AGENTS):
@@ -152,6 +162,9 @@ def _alone(command: list[str], count_workers: Callable[[float, float], int]) -> 
         numbers = dict(zip(listed[::2], listed[1::2], strict=True))
         num_workers = count_workers(float(numbers["CPU"]), float(numbers.get("GPU", 0)))
         options |= dict.fromkeys(WORKER_COUNTS, str(num_workers))
+    worker = shlex.split(options.get(WORKER_COMMAND, ""))
+    if forks and [Path(part).name for part in worker[1:2]] == [WORKER_SETUP]:
+        options[WORKER_COMMAND] = subprocess.list2cmdline(fork_server.through(forks, worker))
     return [
         f"{name}={options[name]}" if (name := part.partition("=")[0]) in options else part
         for part in command

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_softmax import environment
+from tune_softmax import environment, fork_server
 from tune_softmax import experiment as experiments
 from tune_softmax.data import load_dataset
 from tune_softmax.errors import (
@@ -74,6 +74,7 @@ def prepared(
     with ExitStack() as stack:
         with lasting():
             tell("loading the dataset")
+            forks = None if address else stack.enter_context(fork_server.serving())
             executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
             loading = executor.submit(
                 load_dataset,
@@ -86,7 +87,7 @@ def prepared(
             )
             from tune_softmax.cluster import connect  # Ray, while images are inflated
 
-            connecting = stack.enter_context(connect(address, experiment.resources))
+            connecting = stack.enter_context(connect(address, experiment.resources, forks))
             for slow in ("driver", "study", "ledger"):  # Ray Tune, Optuna, SQLAlchemy
                 importlib.import_module(f"tune_softmax.{slow}")
             dataset = loading.result()
