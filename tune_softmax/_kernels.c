@@ -204,13 +204,17 @@ INLINE int64_t NAME(row_stride)(int64_t num_features) {
     return (num_features + 1 + PANEL - 1) / PANEL * PANEL;
 }
 
+/* Of N columns' logits, with room behind a row for a vector more. An odd number of panels, for rows a
+ * power of two apart would have few places in the cache to share. */
+INLINE int64_t NAME(z_stride)(int64_t N) { return (N / PANEL + 1) / 2 * 2 * PANEL + PANEL; }
+
 /* Where the parts of the scratch space are. */
 typedef struct {
     uint64_t *lit;      /* (words, WORD), which pixels an image lights; turned, who lights a pixel */
     uint8_t *bytes;     /* (words, MAX_ROWS, WORD), the slice's images as they are */
     REAL *of_byte;      /* (NUM_BYTES,), what they mean */
     REAL *x;            /* (MAX_ROWS, row_stride), or the images, scaled */
-    REAL *z;            /* (MAX_ROWS, N + PANEL), their logits, then their residuals */
+    REAL *z;            /* (MAX_ROWS, z_stride), their logits, then their residuals */
     REAL *coefficients; /* (4, N) */
     double *tally;      /* (3, P) */
     int64_t lanes;      /* of the softmax: trials, or trials with rows; with room for a vector more */
@@ -230,7 +234,7 @@ INLINE int64_t NAME(divide)(REAL *from, int64_t D, int64_t C, int64_t P, int64_t
     parts->of_byte = (REAL *)(parts->tally + WHOLE_LINES(3 * P));
     parts->x = parts->of_byte + NUM_BYTES;
     parts->z = parts->x + MAX_ROWS * NAME(row_stride)(D);
-    parts->coefficients = parts->z + MAX_ROWS * (N + PANEL);
+    parts->coefficients = parts->z + MAX_ROWS * NAME(z_stride)(N);
     parts->lanes = lanes;
     parts->of_lane = parts->coefficients + 4 * N;
     parts->by_class = parts->of_lane + 4 * lanes;
@@ -372,7 +376,7 @@ INLINE void NAME(forward_block)(const REAL *x, int64_t stride, const REAL *panel
 INLINE void NAME(forward_panel)(const NAME(Epoch) * e, const REAL *x, int64_t rows, int64_t column,
                                 REAL *z, const int64_t vectors) {
     const int64_t K = e->num_features + 1, stride = NAME(row_stride)(e->num_features);
-    const int64_t z_stride = e->num_columns + PANEL;
+    const int64_t z_stride = NAME(z_stride)(e->num_columns);
     const REAL *panel = e->weights + column * K;
     int64_t r = 0;
 #define ROWS(num)                                                                             \
@@ -401,7 +405,7 @@ INLINE void NAME(forward_panel)(const NAME(Epoch) * e, const REAL *x, int64_t ro
 /* The logits of a slice and a side, a word of pixels at a time. */
 INLINE void NAME(forward_side)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
                                NAME(Side) side, const int64_t width) {
-    const int64_t words = num_words(e->num_features), z_stride = e->num_columns + PANEL;
+    const int64_t words = num_words(e->num_features), z_stride = NAME(z_stride)(e->num_columns);
     const REAL *weights = e->weights + side.column * (e->num_features + 1);
     const REAL *of_byte = s->of_byte;
     REAL *z = s->z + side.column;
@@ -443,7 +447,7 @@ INLINE void NAME(move)(const REAL *coefficients, int64_t N, Penalties penalties,
 INLINE void NAME(backward_block)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t rows,
                                  int64_t k, int64_t column, Penalties penalties,
                                  const int64_t num, const int64_t vectors) {
-    const int64_t K = e->num_features + 1, z_stride = e->num_columns + PANEL;
+    const int64_t K = e->num_features + 1, z_stride = NAME(z_stride)(e->num_columns);
     const int64_t stride = NAME(row_stride)(e->num_features), at = column * K + k * PANEL;
     const REAL *x = s->x + k, *residual = s->z + column;
     VECTOR sums[MAX_SUMS][NUM_VECTORS];
@@ -488,7 +492,7 @@ INLINE void NAME(backward_panel)(const NAME(Epoch) * e, const NAME(Scratch) * s,
 INLINE void NAME(descend)(const NAME(Epoch) * e, const NAME(Scratch) * s, NAME(Side) side,
                           Penalties penalties, int64_t first, int64_t end,
                           const int64_t width) {
-    const int64_t N = e->num_columns, K = e->num_features + 1, z_stride = N + PANEL;
+    const int64_t N = e->num_columns, K = e->num_features + 1, z_stride = NAME(z_stride)(N);
     const int64_t length = side.length;
     const REAL *residuals = s->z + side.column, *of_byte = s->of_byte;
     const REAL *coefficients = s->coefficients + side.column;
@@ -671,7 +675,7 @@ static void NAME(softmax_rows)(const NAME(Epoch) * e, const NAME(Scratch) * s, R
 /* The same of a whole slice: row by row where trials alone fill the loops, else all rows at once. */
 static void NAME(softmax)(const NAME(Epoch) * e, const NAME(Scratch) * s, int64_t first,
                           int64_t rows, const REAL *loss_weights) {
-    const int64_t C = e->num_classes, P = e->num_trials, z_stride = e->num_columns + PANEL;
+    const int64_t C = e->num_classes, P = e->num_trials, z_stride = NAME(z_stride)(e->num_columns);
     REAL *weights = loss_weights ? s->of_lane + 3 * s->lanes : NULL;
     if (weights) memcpy(weights, loss_weights, sizeof(REAL) * (size_t)P);
     for (int64_t b = 1; weights && P < NARROW && b < rows; b++)
