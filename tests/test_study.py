@@ -94,7 +94,7 @@ def test_optuna_is_told_what_became_of_each_trial(sampler):
     records, curves = [], {}
     drive(study, records, curves, 3, 5)
     assert study.ask(5, {}) == {}
-    trials = study._study.get_trials()
+    trials = study.trials
     assert len(trials) == study.num_asked == study.num_trials == 15
     for trial, record in zip(trials, records, strict=True):
         curve = curves[record.number]
@@ -120,7 +120,7 @@ def test_optuna_ranks_complete_trials_as_we_do():
     states = {0: State.COMPLETE, 1: State.COMPLETE, 2: State.PRUNED}
     for number, state in states.items():
         study.tell(number, state, curves[number])
-        told = study._study.get_trials()[number].value
+        told = study.trials[number].value
         assert told == recorded_value(configs[number], state, curves[number])
     for schedule, expected in (("constant", [0.5, 0.5, 0.2]), ("linear", [0.6, 0.1, 0.2])):
         values = [
@@ -139,7 +139,7 @@ def test_a_trial_may_fail_before_its_first_epoch():
     study = study_of(experiment())
     study.ask(1, {})
     study.tell(0, State.FAIL, [])
-    (trial,) = study._study.get_trials()
+    (trial,) = study.trials
     assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {})
 
 
@@ -152,7 +152,7 @@ def test_less_loss_or_more_accuracy_is_better(metric, best):
     study.ask(3, {})
     for number, value in enumerate([0.5, 0.9, 0.2]):
         study.tell(number, State.COMPLETE, [value])
-    assert study._study.best_value == best
+    assert study._view({}).best_value == best
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -186,7 +186,7 @@ def test_a_replay_tells_optuna_what_the_ledger_says():
     curves[10] = [3.0]
     replayed = study_of(asked)
     replayed.replay(records, curves)
-    pairs = zip(study._study.get_trials(), replayed._study.get_trials(), strict=True)
+    pairs = zip(study.trials, replayed.trials, strict=True)
     for old, new in pairs:
         assert (old.number, old.state, old.value, old.params, old.distributions) == (
             new.number,
@@ -197,7 +197,7 @@ def test_a_replay_tells_optuna_what_the_ledger_says():
         )
         assert str(old.intermediate_values) == str(new.intermediate_values)  # NaN is itself here
     replayed.tell(10, State.COMPLETE, [3.0, 2.0])
-    assert replayed._study.get_trials()[10].value == 2.0
+    assert replayed.trials[10].value == 2.0
 
 
 def test_being_told_the_space_changes_nothing(monkeypatch):

@@ -2,7 +2,9 @@
 
 The study lives in memory and is a replay of the ledger. The sampler is made anew for each ask
 from (seed, number of the first trial asked for), so a resumed search asks as an unbroken one. It
-looks at a view of the study: the trials that tell most, and no more of them than it can bear.
+looks at a view of the study: the trials that tell most, and no more of them than it can bear. So
+what stays is a list of trials, and an `optuna.Study` is made of it for every ask: one that stayed
+would copy each trial whenever it is added or told of.
 """
 
 from __future__ import annotations
@@ -66,15 +68,11 @@ class Study:
         self._distributions = {
             name: distribution(domain) for name, domain in space.searched.items()
         }
-        self._study = optuna.create_study(
-            direction="minimize" if search.mode == "min" else "maximize",
-        )
         max_epochs = int(space.largest("num_epochs"))
         self._rungs = search.asha.rungs(max_epochs) if search.asha else []
         self._grid = self._shuffled_grid() if search.sampler == "grid" else []
         self._num_past = len(history)
-        for past in history:
-            self._add(past.config, past.state, past.curve)
+        self._trials = [self._known(past.config, past.state, past.curve) for past in history]
 
     def task(self, number: int, config: Config) -> Task:
         """Return a trial: it trains on all training images, and has its own initial weights."""
@@ -83,7 +81,12 @@ class Study:
     @property
     def num_asked(self) -> int:
         """How many trials have been asked for; the next one's number."""
-        return len(self._study.get_trials(deepcopy=False)) - self._num_past
+        return len(self._trials) - self._num_past
+
+    @property
+    def trials(self) -> Sequence[FrozenTrial]:
+        """What became of each trial, by number, as Optuna has it."""
+        return self._trials[self._num_past :]
 
     @property
     def num_trials(self) -> int:
@@ -114,7 +117,7 @@ class Study:
             if fixed is not None:
                 view.enqueue_trial(fixed)
             asked = view.ask(self._distributions)
-            self._study.add_trial(self._running(asked.params))
+            self._trials.append(self._running(asked.params))
             configs[number] = self._space.config(asked.params)
         return configs
 
@@ -126,15 +129,9 @@ class Study:
             state: COMPLETE, PRUNED or FAIL.
             curve: The metric after each epoch; for a complete trial's value see `trial_value`.
         """
-        frozen = self._study.get_trials(deepcopy=False)[self._num_past + number]
-        trial = optuna.Trial(self._study, frozen._trial_id)  # noqa: SLF001 - no public way back
-        for epoch, value in enumerate(curve, 1):
-            trial.report(value, epoch)
-        if state is State.COMPLETE:
-            schedule = self._space.config(frozen.params).learning_rate_schedule
-            self._study.tell(trial, trial_value(curve, schedule))
-        else:
-            self._study.tell(trial, state=_FINAL[state])
+        index = self._num_past + number
+        config = self._space.config(self._trials[index].params)
+        self._trials[index] = self._known(config, state, curve)
 
     def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
         """Bring an empty study to where the ledger is.
@@ -143,18 +140,18 @@ class Study:
             trials: Every trial of the ledger, by number; unfinished ones count as running.
             curves: The metric after each epoch, by trial number.
         """
-        for record in trials:
-            self._add(record.config, record.state, curves.get(record.number, ()))
+        self._trials += [
+            self._known(record.config, record.state, curves.get(record.number, ()))
+            for record in trials
+        ]
 
-    def _add(self, config: Config, state: State, curve: Sequence[float]) -> None:
-        self._study.add_trial(
-            create_trial(
-                state=_FINAL.get(state, TrialState.RUNNING),
-                value=recorded_value(config, state, curve),
-                params={name: getattr(config, name) for name in self._distributions},
-                distributions=self._distributions,
-                intermediate_values=dict(enumerate(curve, 1)) if state.is_final else None,
-            )
+    def _known(self, config: Config, state: State, curve: Sequence[float]) -> FrozenTrial:
+        return create_trial(
+            state=_FINAL.get(state, TrialState.RUNNING),
+            value=recorded_value(config, state, curve),
+            params={name: getattr(config, name) for name in self._distributions},
+            distributions=self._distributions,
+            intermediate_values=dict(enumerate(curve, 1)) if state.is_final else None,
         )
 
     def _view(self, curves: Mapping[int, Sequence[float]]) -> optuna.Study:
@@ -165,15 +162,15 @@ class Study:
         would lack it. So every pack's begins anew, from the best of the trials so far: Nomura et
         al. 2021, "Warm Starting CMA-ES for Hyperparameter Optimization".
         """
-        trials = self._study.get_trials(deepcopy=False)
         known = [
             self._running(trial.params, curves.get(index - self._num_past, ()))
             if trial.state is TrialState.RUNNING
             else trial
-            for index, trial in enumerate(trials)
+            for index, trial in enumerate(self._trials)
         ]
-        view = optuna.create_study(direction=self._study.direction)
-        view.add_trials(sampler_view(known, self._rungs, minimize=self._search.mode == "min"))
+        minimizes = self._search.mode == "min"
+        view = optuna.create_study(direction="minimize" if minimizes else "maximize")
+        view.add_trials(sampler_view(known, self._rungs, minimize=minimizes))
         return view
 
     def _running(self, params: dict[str, Any], curve: Sequence[float] = ()) -> FrozenTrial:
