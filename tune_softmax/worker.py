@@ -18,6 +18,7 @@ import ray
 from tune_softmax.arrays import ArrayData
 from tune_softmax.lean_tune import tune
 from tune_softmax.metrics import FinalTest, Report, State
+from tune_softmax.put_off import leave_out
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PackResult", "PackTask", "PackTrainable", "Settings"]
 
-# A report costs Ray 2 ms and the ledger a commit, so epochs shorter than this share one.
-REPORT_SECONDS = 0.25
+# A report takes 10 ms, in which its pack stands still, so epochs shorter than this share one.
+REPORT_SECONDS = 0.5
 # What torch says where the host's memory ends; of the GPU's it has an exception of its own.
 HOST_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
@@ -60,6 +61,10 @@ class PackTask:
         """What its trials train on."""
         return next(iter(self.tasks.values())).view
 
+    def __deepcopy__(self, _memo: object) -> PackTask:
+        """Return the task itself: it never changes, and Ray Tune copies what it is given."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -80,9 +85,12 @@ class Settings:
     rungs: Rungs | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PackResult:
     """What a worker tells the driver.
+
+    It has no representation of its own: Ray Tune would make one for every line that it logs, and
+    log none.
 
     Attributes:
         pack: The pack's number.
@@ -110,6 +118,11 @@ class PackTrainable(tune.Trainable):
     _pack: Pack | None
     _begin: Mapping[int, TrialState]
     _verdict: tuple[Collection[int], bool]  # who ends, and whether the others are parked
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - whatever Ray Tune gives
+        # Ray Tune would import IPython, where it is installed, to quieten it: 0.1 s.
+        with leave_out("IPython"):
+            super().__init__(*args, **options)
 
     def setup(
         self,

@@ -17,7 +17,7 @@ __all__ = ["EPOCH_S", "go_on", "kill_at_random", "kill_at_write", "unbroken"]
 # Epochs of such small data are too short to be hit.
 EPOCH_S = 0.15
 MAX_STOP_S = 15.0  # bounded, though the machine be busy
-WHOLE_REPORT_S = 0.3  # longer than `worker.REPORT_SECONDS`
+WHOLE_REPORT_S = 0.6  # longer than `worker.REPORT_SECONDS`
 
 
 def unbroken(folder, experiment, num_trials, **faults):
