@@ -19,7 +19,7 @@ from tune_softmax.bench.search import bench_search
 from tune_softmax.bench.search_table import format_table, to_json
 from tune_softmax.bench.task import Task, prepare_images
 from tune_softmax.bench.trace import Report, best_after, read, read_configs
-from tune_softmax.bench.ways import OURS, PEERS, WAYS
+from tune_softmax.bench.ways import OURS, OURS_TO_LIMIT, PEERS, WAYS
 from tune_softmax.config import Config
 from tune_softmax.errors import ExperimentError
 from tune_softmax.ledger import Ledger
@@ -444,6 +444,27 @@ def test_every_way_searches(small_dir):
         assert row.epochs_per_trial >= 1
         is_known = row.anew_after(inf) is not None
         assert is_known == (row.way.name != "scikit-learn"), row.way.name
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_our_search_can_fill_the_time(small_dir):
+    """It tries more than it was asked for, and what it had by then is known."""
+    ours, filled = bench_search(
+        peers=[OURS_TO_LIMIT.name],
+        num_trials=4,
+        limit_s=20,
+        num_seeds=2,
+        data_dir=small_dir,
+        num_validation=NUM_VALIDATION,
+    )
+    assert ours.is_whole
+    assert not filled.is_whole
+    assert filled.error is None
+    assert filled.trials_done[0] > 2 * 4
+    assert filled.best_after(10) is not None
+    assert filled.best_after(30) is None
+    assert filled.anew_after(inf) is not None
 
 
 # --- Peers without Ray --------------------------------------------------------------------------

@@ -45,6 +45,8 @@ __all__ = ["NUM_SEEDS", "bench_search"]
 
 # With which every winner is trained anew.
 NUM_SEEDS = 8
+# More trials than any search gets done that is to go on until the time limit.
+ENDLESS = 1_000_000
 # How often our own ledger is looked at from outside; so late, at most, our losses are noted.
 LOOK_PERIOD_S = 0.5
 
@@ -71,7 +73,8 @@ def bench_search(
     """Run every way's search in turn and repeatedly.
 
     Args:
-        peers: Names of `WAYS`; ours is always measured, for the others to be held against.
+        peers: Names of `WAYS`; ours is always measured, for the others to be held against. One
+            that fills time has no number of trials, and goes on until it is ended.
         num_trials: Configurations that each tries, at least 1.
         repeats: Rounds over all ways, at least 1, each with a seed of its own.
         limit_s: Seconds after which a search is ended, above 0.
@@ -111,7 +114,8 @@ def bench_search(
                 on_progress(f"round {repeat + 1} of {repeats}: {one.way.name}")
                 folder = Path(place) / f"{repeat}-{number}"
                 folder.mkdir()
-                task = Task(folder, images, num_trials, repeat, time.monotonic())
+                asked = ENDLESS if one.way.fills_time else num_trials
+                task = Task(folder, images, asked, repeat, time.monotonic())
                 command = _command(one.way, task, data_dir, num_validation)
                 one.outcomes.append(_run(one.way, task, command, limit_s))
     rows = [Row(one.way, num_trials, tuple(one.outcomes)) for one in measured]

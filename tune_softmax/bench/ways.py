@@ -12,6 +12,7 @@ from tune_softmax.metrics import trial_value
 
 __all__ = [
     "OURS",
+    "OURS_TO_LIMIT",
     "PACKAGES",
     "PEERS",
     "WAYS",
@@ -69,6 +70,7 @@ class Way:
         packages: Whose versions matter, besides our own dependencies.
         is_synchronous: Whether all trials train on each rung before any goes on, so that what it
             has done is told by epochs and not by trials.
+        fills_time: Whether it tries as many trials as it can until the time limit ends it.
     """
 
     name: str
@@ -76,15 +78,18 @@ class Way:
     answer: Answer
     packages: tuple[str, ...] = ()
     is_synchronous: bool = False
+    fills_time: bool = False
 
 
 OURS = Way("tune_softmax", None, value_of_whole)
+OURS_TO_LIMIT = Way("tune_softmax-to-limit", None, value_of_whole, fills_time=True)
 WAYS = (
     OURS,
+    OURS_TO_LIMIT,
     Way("optuna", "optuna_pruner", last_of_whole),  # `Study.best_trial`
     Way("scikit-learn", "sklearn_halving", last, ("scikit-learn",), is_synchronous=True),
     Way("syne-tune", "syne_launcher", lowest, ("syne-tune",)),  # `ExperimentResult.best_config`
     Way("ray-tutorial", "ray_tutorial", last),  # `ResultGrid.get_best_result`
 )
 PACKAGES = tuple(package for way in WAYS for package in way.packages)
-PEERS = tuple(way.name for way in WAYS if way is not OURS)
+PEERS = tuple(way.name for way in WAYS if way.module is not None)

@@ -103,7 +103,8 @@ def search(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to measure beside us: optuna, scikit-learn, syne-tune or ray-tutorial; "
+            help="What to measure beside us: optuna, scikit-learn, syne-tune, ray-tutorial, or "
+            "tune_softmax-to-limit, us with as many trials as the time limit leaves room for; "
             "repeat for more; tune_softmax: us alone.  [default: all]"
         ),
     ] = None,
@@ -124,11 +125,11 @@ def search(
     from tune_softmax.bench.conditions import Conditions
     from tune_softmax.bench.search import bench_search
     from tune_softmax.bench.search_table import format_table, to_json
-    from tune_softmax.bench.ways import PACKAGES, PEERS
+    from tune_softmax.bench.ways import OURS_TO_LIMIT, PACKAGES, PEERS
 
     conditions = Conditions.now(PACKAGES)
     rows = bench_search(
-        peers=peer or PEERS,
+        peers=peer or (OURS_TO_LIMIT.name, *PEERS),
         num_trials=num_trials,
         repeats=repeats,
         limit_s=limit_s,
