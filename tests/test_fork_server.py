@@ -92,7 +92,7 @@ def wait_for_end(process):
 
 def test_a_fork_is_the_script_that_was_asked_for(script, tmp_path):
     """With its arguments, environment, folder and output, and what a pack needs imported."""
-    with fork_server.serving() as place:
+    with fork_server.serving(None) as place:
         heard = tell(place, script, "--node=1", folder=tmp_path)
         assert heard.pop("process") == heard.pop("group")  # a node ends a worker by its group
         assert heard == {
@@ -108,7 +108,7 @@ def test_a_fork_is_the_script_that_was_asked_for(script, tmp_path):
 def test_nothing_is_left_of_a_server(script):
     """Neither a process nor a folder, though it has just begun to import."""
     for has_served in (False, True):
-        with fork_server.serving() as place:
+        with fork_server.serving(None) as place:
             server = server_of(place)
             if has_served:
                 tell(place, script)
@@ -116,9 +116,21 @@ def test_nothing_is_left_of_a_server(script):
         assert not place.parent.exists()
 
 
+def test_one_server_is_enough():
+    """Where there is one already it serves what is asked for within; no other cluster has one."""
+    with fork_server.serving("10.0.0.5:6379") as place:
+        assert place is None
+    with fork_server.serving(None) as outer:
+        with fork_server.serving(None) as inner:
+            assert inner == outer
+        assert is_there(server_of(outer))
+    with fork_server.serving(None) as another:
+        assert another != outer
+
+
 def test_forks_do_not_know_one_another(script):
     """One that is ended with its group leaves the server and the others as they are."""
-    with fork_server.serving() as place, ask(place, script, "--wait") as first:
+    with fork_server.serving(None) as place, ask(place, script, "--wait") as first:
         with ask(place, script, "--wait") as second:
             heard = [json.loads(asked.stdout.readline()) for asked in (first, second)]
             os.killpg(heard[1]["group"], signal.SIGTERM)
@@ -131,7 +143,7 @@ def test_forks_do_not_know_one_another(script):
 
 def test_a_worker_of_a_job_starts_by_itself(script):
     """What Ray's library has read of the environment would not hold for it."""
-    with fork_server.serving() as place:
+    with fork_server.serving(None) as place:
         heard = tell(place, script, job="01000000")
         assert heard["parent"] != server_of(place)
         assert heard["name"] == "__main__"
@@ -141,7 +153,7 @@ def test_a_worker_of_a_job_starts_by_itself(script):
 
 def test_after_a_crash_workers_start_by_themselves(script, caplog):
     """As with a Ray that does not bear to be forked; forks that run go on."""
-    with fork_server.serving() as place, ask(place, script, "--wait") as other:
+    with fork_server.serving(None) as place, ask(place, script, "--wait") as other:
         running = json.loads(other.stdout.readline())["process"]
         server = server_of(place)
         assert tell(place, script, "--abort")["parent"] == server
@@ -152,14 +164,14 @@ def test_after_a_crash_workers_start_by_themselves(script, caplog):
         assert is_there(server)
         other.stdin.close()
         wait_for_end(running)
-    assert "a fork has crashed" in caplog.text
+    assert fork_server.CRASHED in caplog.text
 
 
 def test_a_server_ends_with_its_driver(script):
     """However that ends; the place is in the next one's way no more."""
     driver = (
         "import sys, time; from tune_softmax import fork_server\n"
-        "with fork_server.serving() as place: print(place, flush=True); time.sleep(99)"
+        "with fork_server.serving(None) as place: print(place, flush=True); time.sleep(99)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True
@@ -177,7 +189,7 @@ def test_a_server_ends_with_the_node(script, monkeypatch):
     """Workers would otherwise outlive a node that was killed: they end with the server."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as raylet:
         monkeypatch.setenv("RAY_RAYLET_PID", str(raylet.pid))
-        with fork_server.serving() as place:
+        with fork_server.serving(None) as place:
             tell(place, script)
             server = server_of(place)
             time.sleep(2 * fork_server.CHECK_S)

@@ -58,21 +58,27 @@ BUFFER_BYTES = 2**16
 # How a process ends that Ray's library, or whatever it runs, has ended where it should not have.
 CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS}
 CHECK_S = 0.5
-END_S = 5.0
+CRASHED = "a fork has crashed"
 
+_current: Path | None = None  # the server's socket
 logger = logging.getLogger("tune_softmax")
 
 
 @contextmanager
-def serving() -> Iterator[Path | None]:
-    """Have a fork server for as long as the context lasts.
+def serving(address: str | None) -> Iterator[Path | None]:
+    """Have a fork server for as long as the context lasts; an inner context has the outer one's.
+
+    Args:
+        address: Of the cluster that is to run the workers; None for a local one of our own, whose
+            workers alone can be forked here.
 
     Yields:
-        Its socket, which only this user can reach; None on systems whose libraries do not bear
-        to be forked.
+        Its socket, which only this user can reach; None for other clusters, and on systems whose
+        libraries do not bear to be forked.
     """
-    if sys.platform != "linux":
-        yield None
+    global _current  # noqa: PLW0603 - a process needs one server
+    if address is not None or _current is not None or sys.platform != "linux":
+        yield _current
         return
     folder = private.make_folder()
     place, complaints = folder / "forks", folder / "forks.err"
@@ -83,7 +89,15 @@ def serving() -> Iterator[Path | None]:
         listener.bind(str(place))
         listener.listen(MAX_WAITING)  # who asks early waits until all is imported
         server = subprocess.Popen(  # noqa: S603 - this very Python
-            [sys.executable, "-c", START, str(listener.fileno()), json.dumps(sys.path)],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                START,
+                str(listener.fileno()),
+                json.dumps(sys.path),
+            ],
             env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -92,19 +106,17 @@ def serving() -> Iterator[Path | None]:
             start_new_session=True,  # an interrupt from the keyboard is the driver's
         )
     try:
+        _current = place
         yield place
     finally:
-        assert server.stdin is not None
-        server.stdin.close()  # which ends it
-        try:
-            code = server.wait(END_S)
-        except subprocess.TimeoutExpired:  # it is still importing
-            server.kill()
-            code = server.wait()
-        if code > 0:
-            lines = complaints.read_text(encoding="utf-8").split("\n")
-            why = next((line for line in reversed(lines) if line), f"exit code {code}")
-            logger.warning("workers started by themselves, for the fork server ended: %s", why)
+        _current = None
+        code = server.poll()
+        server.kill()
+        server.communicate()
+        lines = complaints.read_text(encoding="utf-8").splitlines()
+        if code or CRASHED in lines:
+            why = lines[-1] if lines else f"exit code {code}"
+            logger.warning("workers started by themselves, not from the fork server: %s", why)
         private.remove_folder(folder)
 
 
@@ -149,16 +161,16 @@ def main() -> None:
 
 def _serve(listener: socket.socket) -> dict[str, Any]:
     """Fork for whoever asks; return in each fork, with what it was asked for."""
-    raylet, code = None, 0
+    raylet, is_open = None, True
     while True:
-        open_ends = [sys.stdin] if code else [sys.stdin, listener]
+        open_ends = [sys.stdin, listener] if is_open else [sys.stdin]
         ready, _, _ = select.select(open_ends, [], [], CHECK_S)
         if sys.stdin in ready or (raylet and not Path(f"/proc/{raylet}").exists()):
-            os._exit(code)
-        if _has_crashed() and not code:
+            os._exit(0)
+        if is_open and _has_crashed():
             listener.close()  # of the next ones each starts by itself
-            code = 1
-            sys.stderr.write("a fork has crashed\n")
+            is_open = False
+            sys.stderr.write(f"{CRASHED}\n")
             sys.stderr.flush()
         elif listener in ready:
             connection, _ = listener.accept()

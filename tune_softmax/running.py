@@ -74,7 +74,7 @@ def prepared(
     with ExitStack() as stack:
         with lasting():
             tell("loading the dataset")
-            forks = None if address else stack.enter_context(fork_server.serving())
+            forks = stack.enter_context(fork_server.serving(address))
             executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
             loading = executor.submit(
                 load_dataset,

@@ -92,8 +92,7 @@ def search(
     strict: StrictOption = False,
 ) -> None:
     """Search an experiment's space and print the ten best trials."""
-    from tune_softmax import experiment as experiments
-    from tune_softmax.progress import Display
+    from tune_softmax.fork_server import serving
 
     overrides = {
         "search.num_trials": num_trials,
@@ -103,21 +102,25 @@ def search(
         "resources.cpus_per_pack": cpus_per_pack,
         "resources.gpus_per_pack": gpus_per_pack,
     }
-    loaded = experiments.load(experiment, _given(overrides))
-    loaded.check_searchable()
-    from tune_softmax import search as searching
+    with serving(address):  # it imports while this process does
+        from tune_softmax import experiment as experiments
+        from tune_softmax.progress import Display
 
-    with Display(console()) as display:
-        found = searching.search(
-            loaded,
-            run_dir=run_dir,
-            address=address,
-            data_dir=data_dir,
-            ledger_url=ledger_url,
-            warm_start=warm_start,
-            extras=_extras(sync_to, track),
-            observe=display,
-        )
+        loaded = experiments.load(experiment, _given(overrides))
+        loaded.check_searchable()
+        from tune_softmax import search as searching
+
+        with Display(console()) as display:
+            found = searching.search(
+                loaded,
+                run_dir=run_dir,
+                address=address,
+                data_dir=data_dir,
+                ledger_url=ledger_url,
+                warm_start=warm_start,
+                extras=_extras(sync_to, track),
+                observe=display,
+            )
     _finish(found, strict=strict)
 
 
@@ -148,19 +151,22 @@ def resume(
             )
         testing.resume(run, address, data_dir)
         return
-    from tune_softmax import search as searching
-    from tune_softmax.progress import Display
+    from tune_softmax.fork_server import serving
 
-    with Display(console()) as display:
-        found = searching.resume(
-            run,
-            address=address,
-            data_dir=data_dir,
-            num_trials=num_trials,
-            time_budget_s=time_budget_s,
-            extras=_extras(sync_to, track),
-            observe=display,
-        )
+    with serving(address):
+        from tune_softmax import search as searching
+        from tune_softmax.progress import Display
+
+        with Display(console()) as display:
+            found = searching.resume(
+                run,
+                address=address,
+                data_dir=data_dir,
+                num_trials=num_trials,
+                time_budget_s=time_budget_s,
+                extras=_extras(sync_to, track),
+                observe=display,
+            )
     _finish(found, strict=strict)
 
 
