@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,6 +127,17 @@ def test_one_server_is_enough():
         assert is_there(server_of(outer))
     with fork_server.serving(None) as another:
         assert another != outer
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"command": ["'], ids=["nothing", "half"])
+def test_a_client_that_ends_early_is_let_go(script, sent):
+    """The server, whose end would be that of all workers, serves the next one."""
+    with fork_server.serving(None) as place:
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+                client.connect(str(place))
+                client.sendall(sent)
+        assert tell(place, script)["parent"] == server_of(place)
 
 
 def test_forks_do_not_know_one_another(script):

@@ -8,7 +8,7 @@ workers are scripts, with arguments and an environment that are known only when 
 
 Of its environment Ray's library reads some variables once, as it is imported, which is before
 Ray has set them for a worker; see `_environment`. Where anything goes wrong, workers start as Ray
-starts them, and the log says so.
+starts them, and a warning says so.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TRAIN_V2 = "RAY_TRAIN_V2_ENABLED"
 MAX_WAITING = 1024
 BUFFER_BYTES = 2**16
 # How a process ends that Ray's library, or whatever it runs, has ended where it should not have.
-CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS}
+CRASHES = {-signal.SIGABRT, -signal.SIGSEGV}
 CHECK_S = 0.5
 CRASHED = "a fork has crashed"
 
@@ -78,7 +78,7 @@ def serving(address: str | None) -> Iterator[Path | None]:
     """
     global _current  # noqa: PLW0603 - a process needs one server
     if address is not None or _current is not None or sys.platform != "linux":
-        yield _current
+        yield None if address is not None else _current
         return
     folder = private.make_folder()
     place, complaints = folder / "forks", folder / "forks.err"
@@ -175,25 +175,41 @@ def _serve(listener: socket.socket) -> dict[str, Any]:
         elif listener in ready:
             connection, _ = listener.accept()
             with connection:
-                asked, descriptors = _receive(connection)
-                raylet = asked["environment"].get("RAY_RAYLET_PID")
-                if os.fork() == 0:
-                    os.setpgid(0, 0)  # a node ends a worker by ending its group
-                    for number, descriptor in enumerate(descriptors):
-                        os.dup2(descriptor, number)
-                        os.close(descriptor)
-                    return asked
+                text, descriptors = _receive(connection)
+                if text.endswith(fork_client.END):  # or the client has ended meanwhile
+                    asked: dict[str, Any] = json.loads(text)
+                    raylet = asked["environment"].get("RAY_RAYLET_PID")
+                    if _is_fork(connection):
+                        os.setpgid(0, 0)  # a node ends a worker by ending its group
+                        for number, descriptor in enumerate(descriptors):
+                            os.dup2(descriptor, number)
+                            os.close(descriptor)
+                        return asked
                 for descriptor in descriptors:
                     os.close(descriptor)
-                connection.sendall(fork_client.DONE)
 
 
-def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     """Return what a client asks for, and its standard input, output and error."""
-    text, descriptors, _, _ = socket.recv_fds(connection, BUFFER_BYTES, 3)
-    while not text.endswith(fork_client.END):
-        text += connection.recv(BUFFER_BYTES)
-    return json.loads(text), descriptors
+    text = b""
+    descriptors: list[int] = []
+    with suppress(ConnectionError):
+        text, descriptors, _, _ = socket.recv_fds(connection, BUFFER_BYTES, 3)
+        while not text.endswith(fork_client.END) and (more := connection.recv(BUFFER_BYTES)):
+            text += more
+    return text, descriptors
+
+
+def _is_fork(connection: socket.socket) -> bool:
+    """Fork; return whether this is the fork, and tell the client if it is not."""
+    try:
+        process = os.fork()
+    except OSError:  # no room for one more: the client, untold, starts by itself
+        return False
+    if process:
+        with suppress(ConnectionError):
+            connection.sendall(fork_client.DONE)
+    return not process
 
 
 def _has_crashed() -> bool:
