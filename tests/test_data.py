@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tune_softmax.data import (
     DATASETS,
+    _read_digits,
     _shares,
     _stratified_sample,
     default_data_dir,
@@ -84,6 +85,20 @@ def test_digits_need_no_files():
     everything = sorted(image.tobytes() for part in parts for image in part)
     assert everything == sorted(image.tobytes() for image in load_digits().images.astype(np.uint8))
     assert dataset.checksum == "824609dc70a00dce7a3368ccd6e01593d0704b3b19823fdb7bee6e0c7ca6df64"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_digits_are_what_scikit_learn_reads(is_there, monkeypatch):
+    """Read from its file, or by itself where there is no such file."""
+    from sklearn.datasets import load_digits
+
+    if not is_there:
+        monkeypatch.setattr("tune_softmax.data.importlib.util.find_spec", lambda _name: None)
+    expected = load_digits()
+    rows = _read_digits()
+    assert rows.dtype == np.uint8
+    np.testing.assert_array_equal(rows[:, :-1], expected.data)
+    np.testing.assert_array_equal(rows[:, -1], expected.target)
 
 
 def test_the_test_set_of_digits_is_the_same_for_every_split():

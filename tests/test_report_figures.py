@@ -330,14 +330,14 @@ def test_the_study_is_the_one_that_the_search_had(run, run_path, study):
         curves.setdefault(number, []).append(metrics.validation_loss)
     replayed.replay(ledger.trials(), curves)
     ledger.close()
-    expected = replayed._study.get_trials(deepcopy=False)
+    expected = replayed.trials
     for one, other in zip(study.get_trials(deepcopy=False), expected, strict=True):
         assert (one.number, one.state, one.params) == (other.number, other.state, other.params)
         assert one.distributions == other.distributions
         np.testing.assert_equal(one.intermediate_values, other.intermediate_values)
         if one.state is optuna.trial.TrialState.COMPLETE:
             assert one.value == other.value
-    assert study.direction == replayed._study.direction
+    assert study.direction == replayed._view({}).direction
 
 
 def test_stopped_trials_are_pruned_with_what_they_had(run, study):

@@ -7,6 +7,7 @@ Arrays stay as the files have them, uint8; `tensors.py` puts them on a device.
 import difflib
 import hashlib
 import heapq
+import importlib.util
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -315,13 +316,30 @@ def _read_idx_test(folder: Path) -> Split:
 
 
 def _digits(*, test: bool) -> Split:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    whole = Split(bunch.images.astype(np.uint8), bunch.target.astype(np.int64))
+    rows = _read_digits()
+    whole = Split(rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64))
     size = round(_DIGITS_TEST_FRACTION * len(whole))
     chosen = _stratified_sample(whole.labels, size, derive_seed(0, "digits test"))
     return _take(whole, chosen if test else np.setdiff1d(np.arange(len(whole)), chosen))
+
+
+def _read_digits() -> NDArray[np.uint8]:
+    """Return scikit-learn's digits: 64 pixels and a label a row.
+
+    What `sklearn.datasets.load_digits` reads, without importing scikit-learn and SciPy. That takes
+    a second and more, while other threads import other things; of two imports at once one has
+    seen the other's classes half made.
+    """
+    found = importlib.util.find_spec("sklearn")
+    folders = found.submodule_search_locations or [] if found else []
+    for folder in folders:
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            return np.loadtxt(file, np.uint8, delimiter=",")
+    from sklearn.datasets import load_digits  # one that keeps them elsewhere
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target]).astype(np.uint8)
 
 
 def _stratified_sample(
