@@ -330,9 +330,9 @@ def test_the_study_is_the_one_that_the_search_had(run, run_path, study):
         curves.setdefault(number, []).append(metrics.validation_loss)
     replayed.replay(ledger.trials(), curves)
     ledger.close()
-    expected = replayed.trials
-    for one, other in zip(study.get_trials(deepcopy=False), expected, strict=True):
-        assert (one.number, one.state, one.params) == (other.number, other.state, other.params)
+    pairs = zip(study.get_trials(deepcopy=False), replayed.trials, strict=True)
+    for number, (one, other) in enumerate(pairs):
+        assert (one.number, one.state, one.params) == (number, other.state, other.params)
         assert one.distributions == other.distributions
         np.testing.assert_equal(one.intermediate_values, other.intermediate_values)
         if one.state is optuna.trial.TrialState.COMPLETE:
