@@ -212,11 +212,9 @@ def test_a_server_ends_with_the_node(script, monkeypatch):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("breaks", [False, True], ids=["forked", "alone"])
-def test_a_search_runs_with_and_without_a_server(breaks, tmp_path, caplog, monkeypatch):
-    """Where the server does not come up, workers start by themselves, and the log says why."""
-    if breaks:
-        monkeypatch.setattr(fork_server, "START", "raise SystemExit('no fork today')")
+def test_a_search_runs_without_a_server(tmp_path, caplog, monkeypatch):
+    """Where it does not come up, workers start by themselves, and a warning says why."""
+    monkeypatch.setattr(fork_server, "START", "raise SystemExit('no fork today')")
     file = tmp_path / "small.yaml"
     file.write_text(
         "name: small\ndataset: {name: digits, validation: 0.25}\n"
@@ -226,4 +224,4 @@ def test_a_search_runs_with_and_without_a_server(breaks, tmp_path, caplog, monke
     )
     found = search.search(experiment.load(file), run_dir=tmp_path / "run")
     assert found.count(State.COMPLETE) + found.count(State.PRUNED) == 4
-    assert ("no fork today" in caplog.text) == breaks
+    assert "no fork today" in caplog.text
