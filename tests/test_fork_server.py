@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from process_ends import DEADLINE_S, is_running, wait_for_end
 from ray._private.workers import setup_worker
 
 from tune_softmax import experiment, fork_client, fork_server, private, search
@@ -31,7 +32,6 @@ if "--abort" in sys.argv:
 if "--wait" in sys.argv:
     sys.stdin.read()
 """
-DEADLINE_S = 30.0
 
 
 @pytest.fixture
@@ -74,23 +74,6 @@ def server_of(place):
     raise AssertionError(f"nobody serves {place}")
 
 
-def is_there(process):
-    """Say whether a process is there, and no zombie."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_for_end(process):
-    """Wait until a process has ended."""
-    deadline = time.monotonic() + DEADLINE_S
-    while is_there(process):
-        assert time.monotonic() < deadline, f"process {process} is still there"
-        time.sleep(0.05)
-
-
 def test_a_fork_is_the_script_that_was_asked_for(script, tmp_path):
     """With its arguments, environment, folder and output, and what a pack needs imported."""
     with fork_server.serving(None) as place:
@@ -113,7 +96,7 @@ def test_nothing_is_left_of_a_server(script):
             server = server_of(place)
             if has_served:
                 tell(place, script)
-        assert not is_there(server)
+        assert not is_running(server)
         assert not place.parent.exists()
 
 
@@ -124,7 +107,7 @@ def test_one_server_is_enough():
     with fork_server.serving(None) as outer:
         with fork_server.serving(None) as inner:
             assert inner == outer
-        assert is_there(server_of(outer))
+        assert is_running(server_of(outer))
     with fork_server.serving(None) as another:
         assert another != outer
 
@@ -147,7 +130,7 @@ def test_forks_do_not_know_one_another(script):
             heard = [json.loads(asked.stdout.readline()) for asked in (first, second)]
             os.killpg(heard[1]["group"], signal.SIGTERM)
             wait_for_end(heard[1]["process"])
-        assert is_there(heard[0]["process"])
+        assert is_running(heard[0]["process"])
         assert tell(place, script)["parent"] == server_of(place)
         first.stdin.close()
         wait_for_end(heard[0]["process"])
@@ -172,8 +155,8 @@ def test_after_a_crash_workers_start_by_themselves(script, caplog):
         deadline = time.monotonic() + DEADLINE_S
         while tell(place, script)["parent"] == server:
             assert time.monotonic() < deadline
-        assert is_there(running)
-        assert is_there(server)
+        assert is_running(running)
+        assert is_running(server)
         other.stdin.close()
         wait_for_end(running)
     assert fork_server.CRASHED in caplog.text
@@ -205,7 +188,7 @@ def test_a_server_ends_with_the_node(script, monkeypatch):
             tell(place, script)
             server = server_of(place)
             time.sleep(2 * fork_server.CHECK_S)
-            assert is_there(server)
+            assert is_running(server)
             raylet.kill()
             raylet.wait()
             wait_for_end(server)

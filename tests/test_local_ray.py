@@ -4,12 +4,13 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from process_ends import is_running, wait_for_end
 from ray import _raylet
+from ray._private.workers import setup_worker
 
-from tune_softmax import idle_agent
+from tune_softmax import fork_server, idle_agent
 from tune_softmax.local_ray import AGENT_PORTS, AGENTS, NO_PORT, _alone
 
 NODE = "ab" * 28
@@ -59,6 +60,17 @@ def test_all_else_of_the_command_stays(tmp_path):
     assert len(kept) == len(before) - len(AGENTS)
 
 
+def test_workers_come_from_the_fork_server(tmp_path):
+    """Where there is one: its client gets Ray's own command for a worker; else that stays."""
+    worker = [sys.executable, setup_worker.__file__, "default_worker.py", "--a=b c"]
+    before = [*command(tmp_path), f"--python_worker_command={subprocess.list2cmdline(worker)}"]
+    place = tmp_path / "forks"
+    made = read(_alone(before, lambda _cpus, _gpus: 1, place))["--python_worker_command"]
+    assert shlex.split(made) == fork_server.through(place, worker)
+    alone = read(_alone(before, lambda _cpus, _gpus: 1))["--python_worker_command"]
+    assert shlex.split(alone) == worker
+
+
 def test_nobody_waits_for_the_ports_of_agents(tmp_path):
     """They are written down already, as a port where nobody listens."""
     _alone(command(tmp_path), lambda _cpus, _gpus: 1)
@@ -94,16 +106,4 @@ sys.stdin.read()
         time.sleep(2 * idle_agent.CHECK_S)
         assert is_running(child)
         raylet.kill()
-    deadline = time.monotonic() + 10
-    while is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(child)
-
-
-def is_running(process):
-    """Say whether a process is there, and no zombie."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+    wait_for_end(child)
