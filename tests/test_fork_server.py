@@ -194,6 +194,31 @@ def test_a_server_ends_with_the_node(script, monkeypatch):
             wait_for_end(server)
 
 
+REAL = """
+import os, ray
+from tune_softmax import fork_server
+from tune_softmax.cluster import connect
+from tune_softmax.experiment import Resources
+with (
+    fork_server.serving(None) as place,
+    connect(None, Resources(max_concurrent_packs=1), place) as connecting,
+):
+    connecting.result()
+    parent = ray.get(ray.remote(lambda: os.getppid()).remote())
+    with open(f"/proc/{parent}/cmdline", "rb") as file:
+        print(fork_server.START.encode() in file.read().split(b"\\0"))
+"""
+
+
+@pytest.mark.ray
+def test_rays_first_workers_are_forks():
+    """Of a real node, started as a search starts it."""
+    done = subprocess.run(
+        [sys.executable, "-c", REAL], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["True"]
+
+
 @pytest.mark.ray
 def test_a_search_runs_without_a_server(tmp_path, caplog, monkeypatch):
     """Where it does not come up, workers start by themselves, and a warning says why."""
