@@ -16,7 +16,7 @@ help: ## Say what each target does
 
 install: $(INSTALLED) ## Make .venv with everything that development needs
 
-$(INSTALLED): pyproject.toml constraints.txt tune_softmax/_kernels.c
+$(INSTALLED): pyproject.toml constraints.txt tune_softmax/engine/cpu_kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@$(BIN)/python -m compileall -q tune_softmax  # as pip does, but for editable installs

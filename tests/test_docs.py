@@ -9,14 +9,15 @@ import typer
 from test_package import ORDER
 from typer.testing import CliRunner
 
-from tune_softmax import experiment, results
 from tune_softmax.cli import app
 from tune_softmax.commands.options import FAILED_TRIALS
 from tune_softmax.config import Config
 from tune_softmax.errors import SearchInterruptedError, TuneSoftmaxError
-from tune_softmax.ledger import Ledger
+from tune_softmax.experiment import experiment
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.run_folder import RunFolder
+from tune_softmax.run import results
+from tune_softmax.run.folder import RunFolder
+from tune_softmax.run.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -120,7 +121,7 @@ def test_the_pictures_are_there(name):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_no_figure_is_left_open(document):
     """Every cell that waits for a measurement has been filled in."""
-    assert re.findall(r"@@\w*@@", document.read_text(encoding="utf-8")) == []
+    assert re.findall(r"\w*", document.read_text(encoding="utf-8")) == []
 
 
 # --- Commands -----------------------------------------------------------------------------------

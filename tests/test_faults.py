@@ -17,8 +17,8 @@ from faults.command import Run
 from faults.oracle import Oracle, compare, events, read, trained_after_final
 from faults.scenarios import SCENARIOS, digits
 
-from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
+from tune_softmax.run.ledger import Ledger
 
 # Of the write points of a search: its first epochs are committed, and not counted yet.
 FIRST_EPOCHS = 8

@@ -29,7 +29,6 @@ from tune_softmax.commands import (
     testing,
 )
 from tune_softmax.errors import StorageError, TuneSoftmaxError
-from tune_softmax.fork_server import TRAIN_V2
 
 __all__ = ["app", "main", "program"]
 
@@ -92,7 +91,6 @@ def program() -> NoReturn:
     Once Ray has been in it, taking the interpreter apart takes more than half a second, and gives
     back what ends with the process anyway. mypy ends so too.
     """
-    os.environ.setdefault(TRAIN_V2, "0")
     code = 0
     try:
         main()

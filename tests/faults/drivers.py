@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from faults.command import Run, alive
 from faults.oracle import Oracle, compare, read
 from faults.scenarios import digits, fashion, scenario
-from tune_softmax import results
 from tune_softmax.metrics import State
+from tune_softmax.run import results
 
 __all__ = ["EPOCH_S", "go_on", "kill_at_random", "kill_at_write", "unbroken"]
 

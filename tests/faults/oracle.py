@@ -5,9 +5,9 @@ from dataclasses import astuple
 
 import pandas as pd
 
-from tune_softmax import audit, results
-from tune_softmax.ledger import Ledger
 from tune_softmax.metrics import State
+from tune_softmax.run import check, results
+from tune_softmax.run.ledger import Ledger
 
 __all__ = ["Oracle", "compare", "events", "read", "trained_after_final"]
 
@@ -78,7 +78,7 @@ class Oracle:
         states = set(found.trials["state"])
         assert states <= {State.COMPLETE, State.PRUNED, State.FAIL}, f"left in {states}"
         assert not found.epochs.duplicated(["trial", "epoch"]).any(), "an epoch is there twice"
-        audit.check(self._run.path)
+        check.check(self._run.path)
         again = trained_after_final(self._run, besides)
         assert not again, f"trials {sorted(again)} were trained after they were final"
 

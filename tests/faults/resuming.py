@@ -7,7 +7,7 @@ from faults.command import Run, await_true
 from faults.drivers import EPOCH_S
 from faults.oracle import Oracle, read
 from faults.scenarios import digits, fashion, scenario
-from tune_softmax import results
+from tune_softmax.run import results
 
 __all__ = []
 

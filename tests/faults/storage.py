@@ -15,7 +15,7 @@ from faults.command import Run, await_true, start
 from faults.drivers import EPOCH_S, unbroken
 from faults.oracle import Oracle, compare, read
 from faults.scenarios import UnavailableError, digits, scenario
-from tune_softmax.ledger import Ledger
+from tune_softmax.run.ledger import Ledger
 
 __all__ = ["cut", "damage", "flip", "killed_run", "race"]
 

@@ -13,14 +13,14 @@ from math import isfinite
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from tune_softmax.packed import Pack
+from tune_softmax.engine.pack import Pack
 from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from tune_softmax.arrays import ArrayData
     from tune_softmax.config import Config
+    from tune_softmax.engine.arrays import ArrayData
 
 __all__ = ["mean_and_error", "train_anew"]
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tune_softmax.torch_groups import EVALUATION_ROWS
+from tune_softmax.engine.torch_group import EVALUATION_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from tune_softmax.tensors import TensorData
+    from tune_softmax.engine.tensors import TensorData
 
 __all__ = ["synchronize", "time_at_peak", "time_products"]
 

@@ -6,20 +6,20 @@ from contextlib import closing
 from random import Random
 from typing import TYPE_CHECKING
 
-from tune_softmax import experiment as experiments
 from tune_softmax.bench.task import GRACE_PERIOD, NUM_EPOCHS, REDUCTION_FACTOR, our_experiment
-from tune_softmax.ledger import Ledger, TrialRecord
+from tune_softmax.experiment import experiment as experiments
+from tune_softmax.experiment.space import Choice, IntRange, LogUniform, Uniform
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.run_folder import RunFolder
-from tune_softmax.space import Choice, IntRange, LogUniform, Uniform
-from tune_softmax.study import Study
+from tune_softmax.run.folder import RunFolder
+from tune_softmax.run.ledger import Ledger, TrialRecord
+from tune_softmax.scheduler.study import Study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tune_softmax.config import Config
-    from tune_softmax.experiment import Experiment
-    from tune_softmax.space import Domain, Value
+    from tune_softmax.experiment.experiment import Experiment
+    from tune_softmax.experiment.space import Domain, Value
 
 __all__ = ["PACK_SIZE", "past_study", "reports_of", "small_experiment", "write_run"]
 

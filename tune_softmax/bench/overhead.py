@@ -29,8 +29,8 @@ from tune_softmax.bench.histories import (
 from tune_softmax.bench.processes import Child, ending_on_sigterm, our_command
 from tune_softmax.bench.task import NUM_WORKERS
 from tune_softmax.errors import ClusterError, ExperimentError
-from tune_softmax.ledger import Ledger
-from tune_softmax.run_folder import RunFolder
+from tune_softmax.run.folder import RunFolder
+from tune_softmax.run.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

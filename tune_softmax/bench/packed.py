@@ -20,12 +20,12 @@ from tune_softmax.bench.alone import run_alone
 from tune_softmax.bench.floor import synchronize, time_at_peak, time_products
 from tune_softmax.bench.forms import aligned, spread
 from tune_softmax.config import Config, Precision
+from tune_softmax.engine.gpu_check import gpu_engine
+from tune_softmax.engine.pack import Pack, plan_groups
+from tune_softmax.engine.products import NUM_TERMS, check_precision
+from tune_softmax.engine.reference import train
+from tune_softmax.engine.tensors import Images, TensorData
 from tune_softmax.errors import ExperimentError
-from tune_softmax.fused_check import gpu_engine
-from tune_softmax.packed import Pack, plan_groups
-from tune_softmax.products import NUM_TERMS, check_precision
-from tune_softmax.tensors import Images, TensorData
-from tune_softmax.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

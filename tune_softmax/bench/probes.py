@@ -11,10 +11,10 @@ from typing import Any
 
 import ray
 
-from tune_softmax.cluster import connect
-from tune_softmax.experiment import Resources
-from tune_softmax.lean_tune import tune
-from tune_softmax.tune_workers import in_running_workers
+from tune_softmax.cluster.connect import connect
+from tune_softmax.cluster.fast_start.lean_tune import tune
+from tune_softmax.cluster.fast_start.tune_workers import in_running_workers
+from tune_softmax.experiment.experiment import Resources
 
 __all__ = ["main"]
 

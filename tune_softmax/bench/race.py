@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tune_softmax.asha import Referee, Rungs
 from tune_softmax.bench.alone import run_alone
 from tune_softmax.bench.forms import aligned
 from tune_softmax.bench.packed import (
@@ -29,17 +28,18 @@ from tune_softmax.bench.packed import (
     threads,
 )
 from tune_softmax.config import Config
+from tune_softmax.engine.pack import Pack
+from tune_softmax.engine.products import check_precision
 from tune_softmax.errors import ExperimentError
-from tune_softmax.packed import Pack
-from tune_softmax.products import check_precision
+from tune_softmax.scheduler.asha import Referee, Rungs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tune_softmax.bench.conditions import Conditions
     from tune_softmax.config import Precision
-    from tune_softmax.steps import TrialState
-    from tune_softmax.tensors import TensorData
+    from tune_softmax.engine.plan import TrialState
+    from tune_softmax.engine.tensors import TensorData
 
 __all__ = ["PACK_SIZES", "Race", "bench_race", "format_table", "main", "to_json"]
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tune_softmax.arrays import to_arrays
 from tune_softmax.bench.anew import train_anew
 from tune_softmax.bench.outcomes import TIME_POINTS_S, Outcome, Row
 from tune_softmax.bench.processes import Child, ending_on_sigterm, our_command
@@ -32,11 +31,12 @@ from tune_softmax.bench.task import (
 )
 from tune_softmax.bench.trace import read, read_configs
 from tune_softmax.bench.ways import OURS, PEERS, WAYS, Way
-from tune_softmax.data import load_dataset
+from tune_softmax.data.dataset import load_dataset
+from tune_softmax.engine.arrays import to_arrays
 from tune_softmax.errors import ExperimentError, TuneSoftmaxError
-from tune_softmax.ledger import Ledger
-from tune_softmax.ledger_tables import EPOCHS
-from tune_softmax.sqlite_file import SqliteFile
+from tune_softmax.run.ledger import Ledger
+from tune_softmax.run.sqlite import SqliteFile
+from tune_softmax.run.tables import EPOCHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tune_softmax import strict_yaml
 from tune_softmax.bench.trace import Trace
-from tune_softmax.data import choose_validation, default_data_dir
-from tune_softmax.download import PUBLIC_DATASETS, fetch
-from tune_softmax.idx import LABELS, read_idx
+from tune_softmax.data.dataset import choose_validation, default_data_dir
+from tune_softmax.data.idx import LABELS, read_idx
+from tune_softmax.data.public import PUBLIC_DATASETS, fetch
+from tune_softmax.experiment import yaml_reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,7 +134,7 @@ def our_experiment(
         },
         "resources": {"max_concurrent_packs": max_concurrent_packs},
     }
-    return strict_yaml.dump(content)
+    return yaml_reader.dump(content)
 
 
 def prepare_images(folder: Path, data_dir: Path | None, num_validation: int) -> None:

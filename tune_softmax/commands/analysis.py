@@ -44,8 +44,8 @@ def results(
     ] = None,
 ) -> None:
     """Print a run's trials."""
-    from tune_softmax import tables
-    from tune_softmax.results import load
+    from tune_softmax.commands import result_tables
+    from tune_softmax.run.results import load
 
     if form is Format.TABLE and output is not None:
         raise typer.BadParameter("--output goes with --format csv, json or parquet")
@@ -56,7 +56,7 @@ def results(
         terminal = console()
         ranked = found.ranked()
         shown = ranked[: top or DEFAULT_TOP]
-        terminal.print(tables.trial_table(found, shown, str(run)))
+        terminal.print(result_tables.trial_table(found, shown, str(run)))
         if top is None and len(ranked) > len(shown):
             terminal.print(
                 f"\n{len(ranked) - len(shown):,} more: --top {len(ranked)}, or --format csv",
@@ -64,7 +64,7 @@ def results(
                 highlight=False,
             )
         return
-    content = tables.export(found, form)
+    content = result_tables.export(found, form)
     data = content.encode() if isinstance(content, str) else content
     if output is not None:
         try:

@@ -22,7 +22,7 @@ def validate(
     ] = False,
 ) -> None:
     """Check an experiment file and print it with every default written out."""
-    from tune_softmax import experiment as experiments
+    from tune_softmax.experiment import experiment as experiments
 
     if schema:
         print(json.dumps(experiments.json_schema(), indent=2))
@@ -44,9 +44,9 @@ def check(
     ] = False,
 ) -> None:
     """Hold a run against every rule that its files must keep, and name each that is broken."""
-    from tune_softmax import audit
-    from tune_softmax.ledger import Ledger
-    from tune_softmax.run_folder import RunFolder
+    from tune_softmax.run import check as audit
+    from tune_softmax.run.folder import RunFolder
+    from tune_softmax.run.ledger import Ledger
 
     if accept_loss:
         folder = RunFolder(run)
@@ -58,7 +58,7 @@ def check(
 
 def doctor(data_dir: DataDirOption = None) -> None:
     """Say what is here: Python, packages, processor, GPUs, datasets, disk."""
-    from tune_softmax import diagnosis
+    from tune_softmax.commands import doctor as diagnosis
 
     terminal = console()
     for line in diagnosis.examine(data_dir):

@@ -19,10 +19,10 @@ def copy(
     target: Annotated[str, typer.Argument(metavar="URL|RUN", help=f"The other one. {PLACE}")],
 ) -> None:
     """Copy a run to an address, also while a search writes it; or bring the newest copy back."""
-    from tune_softmax import copies
-    from tune_softmax.results import load
-    from tune_softmax.run_folder import RunFolder
-    from tune_softmax.stores import Store, is_address
+    from tune_softmax.export import copies
+    from tune_softmax.export.stores import Store, is_address
+    from tune_softmax.run.folder import RunFolder
+    from tune_softmax.run.results import load
 
     if is_address(source) == is_address(target):
         raise typer.BadParameter("name a run folder and an address, in either order")

@@ -35,12 +35,12 @@ def export(
     ] = None,
 ) -> None:
     """Write a run for another tool, such as an Optuna study."""
-    from tune_softmax import study_file
-    from tune_softmax.run_folder import RunFolder
+    from tune_softmax.export import optuna_file
+    from tune_softmax.run.folder import RunFolder
 
     assert to is Form.OPTUNA, "there is one form"
     folder = RunFolder(run)
-    path = study_file.default_path(folder)
+    path = optuna_file.default_path(folder)
     if output is not None:
         scheme, _, rest = output.rpartition("://")
         if scheme not in {"", "sqlite"} or (scheme and not rest.startswith("/")):
@@ -48,8 +48,8 @@ def export(
                 f"--output {output}: must be a file or sqlite:///FILE, for a study is one file"
             )
         path = Path(rest.removeprefix("/") if scheme else rest)
-    num_trials = study_file.export(folder, path)
-    url = study_file.url_of(path)
+    num_trials = optuna_file.export(folder, path)
+    url = optuna_file.url_of(path)
     console().print(
         f"{num_trials} trials in {path}; see them with: optuna-dashboard {url}",
         highlight=False,

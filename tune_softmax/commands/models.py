@@ -33,9 +33,10 @@ def train(
     data_dir: DataDirOption = None,
 ) -> None:
     """Train one configuration, evaluate it on the test set, save weights and pictures."""
-    from tune_softmax import chosen, single
-    from tune_softmax.pictures import curves_text, weights_text
-    from tune_softmax.tables import confusion_table
+    from tune_softmax.commands.result_tables import confusion_table
+    from tune_softmax.studies import chosen
+    from tune_softmax.studies import train as single
+    from tune_softmax.studies.pictures import curves_text, weights_text
 
     terminal = console()
     choice = chosen.choose(source, trial)

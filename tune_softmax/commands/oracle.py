@@ -13,7 +13,7 @@ from tune_softmax.commands.options import DataDirOption, console
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from tune_softmax.oracle import Progress
+    from tune_softmax.oracle.path import Progress
 
 __all__ = ["oracle"]
 
@@ -38,10 +38,11 @@ def oracle(
     data_dir: DataDirOption = None,
 ) -> None:
     """Compute the convex optimum for a path of penalties, certified: what a search can reach."""
-    from tune_softmax import experiment as experiments
-    from tune_softmax import oracle as oracles
-    from tune_softmax import results, tables
+    from tune_softmax.commands import result_tables
+    from tune_softmax.experiment import experiment as experiments
+    from tune_softmax.oracle import path as oracles
     from tune_softmax.report.measures import regret
+    from tune_softmax.run import results
 
     run = results.load(source) if source.is_dir() else None
     experiment = experiments.load(source) if run is None else run.experiment
@@ -56,7 +57,7 @@ def oracle(
             on_note=lambda line: errors.print(line, highlight=False, soft_wrap=True),
         )
     terminal = console()
-    terminal.print(tables.path_table(found.path))
+    terminal.print(result_tables.path_table(found.path))
     terminal.print()
     best = found.best
     line = f"Best on the path: validation loss {best.validation_loss:.4f} at weight decay "

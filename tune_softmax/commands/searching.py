@@ -22,8 +22,8 @@ from tune_softmax.commands.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tune_softmax.beside import Extras
-    from tune_softmax.results import Results
+    from tune_softmax.export.background import Extras
+    from tune_softmax.run.results import Results
 
 __all__ = ["SyncOption", "TrackOption", "Tracker", "resume", "search"]
 
@@ -92,8 +92,6 @@ def search(
     strict: StrictOption = False,
 ) -> None:
     """Search an experiment's space and print the ten best trials."""
-    from tune_softmax.fork_server import serving
-
     overrides = {
         "search.num_trials": num_trials,
         "search.time_budget_s": time_budget_s,
@@ -102,25 +100,24 @@ def search(
         "resources.cpus_per_pack": cpus_per_pack,
         "resources.gpus_per_pack": gpus_per_pack,
     }
-    with serving(address):  # it imports while this process does
-        from tune_softmax import experiment as experiments
-        from tune_softmax.progress import Display
+    from tune_softmax.commands.display import Display
+    from tune_softmax.experiment import experiment as experiments
 
-        loaded = experiments.load(experiment, _given(overrides))
-        loaded.check_searchable()
-        from tune_softmax import search as searching
+    loaded = experiments.load(experiment, _given(overrides))
+    loaded.check_searchable()
+    from tune_softmax.studies import search as searching
 
-        with Display(console()) as display:
-            found = searching.search(
-                loaded,
-                run_dir=run_dir,
-                address=address,
-                data_dir=data_dir,
-                ledger_url=ledger_url,
-                warm_start=warm_start,
-                extras=_extras(sync_to, track),
-                observe=display,
-            )
+    with Display(console()) as display:
+        found = searching.search(
+            loaded,
+            run_dir=run_dir,
+            address=address,
+            data_dir=data_dir,
+            ledger_url=ledger_url,
+            warm_start=warm_start,
+            extras=_extras(sync_to, track),
+            observe=display,
+        )
     _finish(found, strict=strict)
 
 
@@ -140,7 +137,7 @@ def resume(
     strict: StrictOption = False,
 ) -> None:
     """Run what is left of a search or a study, or more than a search was asked for."""
-    from tune_softmax.run_folder import SEARCH, RunFolder
+    from tune_softmax.run.folder import SEARCH, RunFolder
 
     if RunFolder(run).kind != SEARCH:
         given = [num_trials, time_budget_s, sync_to, track]
@@ -151,27 +148,24 @@ def resume(
             )
         testing.resume(run, address, data_dir)
         return
-    from tune_softmax.fork_server import serving
+    from tune_softmax.commands.display import Display
+    from tune_softmax.studies import search as searching
 
-    with serving(address):
-        from tune_softmax import search as searching
-        from tune_softmax.progress import Display
-
-        with Display(console()) as display:
-            found = searching.resume(
-                run,
-                address=address,
-                data_dir=data_dir,
-                num_trials=num_trials,
-                time_budget_s=time_budget_s,
-                extras=_extras(sync_to, track),
-                observe=display,
-            )
+    with Display(console()) as display:
+        found = searching.resume(
+            run,
+            address=address,
+            data_dir=data_dir,
+            num_trials=num_trials,
+            time_budget_s=time_budget_s,
+            extras=_extras(sync_to, track),
+            observe=display,
+        )
     _finish(found, strict=strict)
 
 
 def _extras(sync_to: str | None, track: Tracker | None) -> Extras:
-    from tune_softmax.beside import Extras
+    from tune_softmax.export.background import Extras
 
     terminal = console()
     return Extras(
@@ -183,15 +177,15 @@ def _extras(sync_to: str | None, track: Tracker | None) -> Extras:
 
 def _finish(found: Results, *, strict: bool) -> None:
     """Print what a search found; exit with 3 for failed trials where that counts."""
-    from tune_softmax import tables
+    from tune_softmax.commands import result_tables
     from tune_softmax.metrics import State
 
     terminal = console()
     ranked = found.ranked(found.trials[found.trials["state"] == State.COMPLETE])
     if len(ranked):
-        terminal.print(tables.trial_table(found, ranked.head(10), "the ten best trials"))
+        terminal.print(result_tables.trial_table(found, ranked.head(10), "the ten best trials"))
         terminal.print()
-    for line in tables.summary(found):
+    for line in result_tables.summary(found):
         terminal.print(line, highlight=False, soft_wrap=True)
     if found.count(State.FAIL) and (strict or not len(ranked)):
         raise typer.Exit(FAILED_TRIALS)

@@ -16,8 +16,8 @@ from tune_softmax.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from tune_softmax.confirmation import Confirmation
-    from tune_softmax.remedies import Remedies
+    from tune_softmax.studies.confirm import Confirmation
+    from tune_softmax.studies.remedies import Remedies
 
 __all__ = ["confirm", "predict", "remedies", "resume"]
 
@@ -33,14 +33,14 @@ def remedies(
     data_dir: DataDirOption = None,
 ) -> None:
     """Compare remedies against overfitting, and all together, with a baseline that has none."""
-    from tune_softmax import experiment as experiments
-    from tune_softmax.progress import Display
+    from tune_softmax.commands.display import Display
+    from tune_softmax.experiment import experiment as experiments
 
     loaded = experiments.load(experiment)
     loaded.check_remedies()
     if seeds is not None:
         loaded = experiments.load(experiment, {"remedies.seeds": seeds})
-    from tune_softmax import remedies as studies
+    from tune_softmax.studies import remedies as studies
 
     with Display(console()) as display:
         found = studies.remedies(
@@ -63,8 +63,8 @@ def confirm(
     data_dir: DataDirOption = None,
 ) -> None:
     """Train a search's best trials again over seeds, and measure them on the test set."""
-    from tune_softmax import confirmation
-    from tune_softmax.progress import Display
+    from tune_softmax.commands.display import Display
+    from tune_softmax.studies import confirm as confirmation
 
     with Display(console()) as display:
         found = confirmation.confirm(
@@ -84,7 +84,7 @@ def predict(
     ],
 ) -> None:
     """Classify pictures by the confirmed winner of a search."""
-    from tune_softmax import prediction
+    from tune_softmax.studies import predict as prediction
 
     terminal = console()
     for found in prediction.predict(run, images):
@@ -98,10 +98,10 @@ def predict(
 
 def resume(run: Path, address: str | None, data_dir: Path | None) -> None:
     """Go on with a study of remedies or a confirmation, and print what it found."""
-    from tune_softmax import confirmation
-    from tune_softmax import remedies as studies
-    from tune_softmax.progress import Display
-    from tune_softmax.run_folder import RunFolder
+    from tune_softmax.commands.display import Display
+    from tune_softmax.run.folder import RunFolder
+    from tune_softmax.studies import confirm as confirmation
+    from tune_softmax.studies import remedies as studies
 
     is_confirmation = RunFolder(run).kind == confirmation.KIND
     with Display(console()) as display:
@@ -119,26 +119,26 @@ def resume(run: Path, address: str | None, data_dir: Path | None) -> None:
 
 def _show_remedies(found: Remedies) -> None:
     """Print a study of remedies: first whether there was anything to cure."""
-    from tune_softmax import tested_tables
+    from tune_softmax.commands import study_tables
 
     terminal = console()
     terminal.print(found.overfitting.sentence, highlight=False, soft_wrap=True)
     terminal.print()
-    terminal.print(tested_tables.doses_table(found.arms))
+    terminal.print(study_tables.doses_table(found.arms))
     terminal.print()
-    terminal.print(tested_tables.effects_table(found))
+    terminal.print(study_tables.effects_table(found))
     terminal.print()
-    for line in tested_tables.remedy_lines(found):
+    for line in study_tables.remedy_lines(found):
         terminal.print(line, highlight=False, soft_wrap=True)
     terminal.print(f"\nrun folder   {found.folder.path}", highlight=False, soft_wrap=True)
 
 
 def _show_confirmation(found: Confirmation) -> None:
     """Print how the confirmed trials do on the test set."""
-    from tune_softmax import tested_tables
+    from tune_softmax.commands import study_tables
 
     terminal = console()
-    terminal.print(tested_tables.confirmation_table(found))
+    terminal.print(study_tables.confirmation_table(found))
     terminal.print()
-    for line in tested_tables.confirmation_lines(found):
+    for line in study_tables.confirmation_lines(found):
         terminal.print(line, highlight=False, soft_wrap=True)

@@ -10,15 +10,15 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tune_softmax.errors import ResultsError
-from tune_softmax.inference import Verdict
 from tune_softmax.metrics import State
 from tune_softmax.report.measures import baseline, completed, gaps, regret, spending
+from tune_softmax.stats.verdicts import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from tune_softmax.report.inputs import Confirmation, Inputs, Remedies
-    from tune_softmax.results import Best, Results
+    from tune_softmax.run.results import Best, Results
 
 __all__ = ["best_of", "effective_verdicts", "sentences"]
 

@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tune_softmax import confirmation, remedies, results
 from tune_softmax.errors import DamagedRunError, ExperimentError, StorageError
-from tune_softmax.ledger import Ledger
-from tune_softmax.oracle_cache import ForeignFileError, PathFile, frame
+from tune_softmax.oracle.cache import ForeignFileError, PathFile, frame
 from tune_softmax.report.evaluation import read_evaluation
+from tune_softmax.run import results
+from tune_softmax.run.ledger import Ledger
+from tune_softmax.studies import confirm, remedies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from tune_softmax.experiment import Experiment
-    from tune_softmax.inference import Overfitting
+    from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.report.evaluation import Evaluation
-    from tune_softmax.results import Results
+    from tune_softmax.run.results import Results
+    from tune_softmax.stats.verdicts import Overfitting
 
 __all__ = ["Confirmation", "Inputs", "Remedies", "gather"]
 
@@ -135,7 +136,7 @@ def _path(found: Results, checksum: str) -> pd.DataFrame | None:
 
 
 def _confirmation(run: Path) -> Confirmation | None:
-    found = confirmation.load(run)
+    found = confirm.load(run)
     return None if found is None else Confirmation(found.replicates, found.winners)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from tune_softmax.intervals import recall_differences
 from tune_softmax.metrics import State
+from tune_softmax.stats.intervals import recall_differences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

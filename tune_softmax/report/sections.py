@@ -9,7 +9,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from tune_softmax.metrics import State
-from tune_softmax.report import findings, searched, tested
+from tune_softmax.report import findings, search_sections, test_sections
 from tune_softmax.report.parts import (
     Command,
     Facts,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tune_softmax.report.inputs import Inputs
-    from tune_softmax.results import Best, Results
+    from tune_softmax.run.results import Best, Results
 
 __all__ = ["sections"]
 
@@ -42,15 +42,19 @@ def sections(inputs: Inputs) -> list[Section]:
     best = findings.best_of(search) if search is not None else None
     if search is not None:
         made.append(_best(inputs, search, best))
-        made += [] if best is None else [searched.curves(search, best), searched.gap(search, best)]
-        made.append(searched.path(inputs, search, best))
+        made += (
+            []
+            if best is None
+            else [search_sections.curves(search, best), search_sections.gap(search, best)]
+        )
+        made.append(search_sections.path(inputs, search, best))
     if inputs.remedies is not None:
-        made.append(tested.remedies(inputs))
+        made.append(test_sections.remedies(inputs))
     if search is not None:
-        made.append(searched.rungs(search))
-        made.append(searched.progress(inputs, search))
-        made.append(searched.hyperparameters(search))
-        made.append(tested.confusion(inputs))
+        made.append(search_sections.rungs(search))
+        made.append(search_sections.progress(inputs, search))
+        made.append(search_sections.hyperparameters(search))
+        made.append(test_sections.confusion(inputs))
         made.append(Section("trials", "All trials", [TrialTable(_readable(search.trials))]))
     made.append(_reproduction(inputs))
     return made
@@ -78,7 +82,7 @@ def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
         rows.append((f"mean {name}, {best.span}", f"{best.value:.4f}"))
     parts.append(Facts(rows))
     if inputs.confirmation is not None and len(inputs.confirmation.winners):
-        parts += tested.confirmed(inputs.confirmation)
+        parts += test_sections.confirmed(inputs.confirmation)
     else:
         parts.append(
             Command(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax.errors import ResultsError
-from tune_softmax.run_folder import RunFolder
+from tune_softmax.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

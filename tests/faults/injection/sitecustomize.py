@@ -192,12 +192,12 @@ def _change_clock(module):
 
 if FAULTS:
     changes = {
-        "tune_softmax.packed": _change_packs,
-        "tune_softmax.ledger": _change_ledger,
-        "tune_softmax.sqlite_file": _change_file,
+        "tune_softmax.engine.pack": _change_packs,
+        "tune_softmax.run.ledger": _change_ledger,
+        "tune_softmax.run.sqlite": _change_file,
     }
     if "clock_s" in FAULTS:
         right = time.time
         time.time = lambda: right() + FAULTS["clock_s"]
-        changes["tune_softmax.ledger_tables"] = _change_clock
+        changes["tune_softmax.run.tables"] = _change_clock
     sys.meta_path.insert(0, _Changer(changes))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tune_softmax.intervals import recall_differences
 from tune_softmax.report.figures.base import describe, new_figure
 from tune_softmax.report.measures import confusion_differences
 from tune_softmax.report.theme import BLUE, COUNTS, DIFFERENCES, GREEN, GREY, PURPLE
+from tune_softmax.stats.intervals import recall_differences
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from tune_softmax.experiment import Experiment
+    from tune_softmax.experiment.experiment import Experiment
 
 __all__ = ["contour", "importance", "parallel_coordinates", "slices", "study"]
 
@@ -51,7 +51,7 @@ def study(trials: pd.DataFrame, epochs: pd.DataFrame, experiment: Experiment) ->
     from optuna.study import StudyDirection
     from optuna.trial import TrialState, create_trial
 
-    from tune_softmax.study import distribution
+    from tune_softmax.scheduler.study import distribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space, metric = experiment.space, experiment.search.metric

@@ -1,0 +1,112 @@
+"""How packs get workers from Ray Tune; test_search.py and test_dispatcher.py have the rest."""
+
+import subprocess
+import sys
+
+import pytest
+from ray.tune.execution import tune_controller
+
+from tune_softmax.cluster.fast_start.tune_workers import keeping_idle_workers
+
+SHORT_TRIALS = """
+import os, sys, time
+from pathlib import Path
+from tune_softmax.cluster import connect
+from tune_softmax.experiment.experiment import Resources
+from tune_softmax.cluster.fast_start.lean_tune import tune, without_ray_data
+from tune_softmax.cluster.fast_start.tune_workers import Patient, in_running_workers
+
+folder, num_trials, in_rounds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "rounds"
+
+class Short(tune.Trainable):
+    def setup(self, config):
+        (folder / str(os.getpid())).touch()
+        self.seconds = 0
+        try:
+            (folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            if in_rounds:
+                self.seconds = 0.5
+            else:
+                time.sleep(2)
+
+    def reset_config(self, new_config):
+        return True
+
+    def step(self):
+        while in_rounds and len(list(folder.iterdir())) < 3:  # the other has not begun
+            time.sleep(1)
+        time.sleep(self.seconds)
+        return {"done": True}
+
+class TwoAtATime(tune.search.Searcher):
+    given, live = 0, set()
+
+    def set_search_properties(self, *_args, **_spec):
+        return True
+
+    def suggest(self, trial_id):
+        if self.given == num_trials:
+            return tune.search.Searcher.FINISHED
+        if len(self.live) == 2 or in_rounds and self.live and self.given % 2 == 0:
+            return None
+        self.given += 1
+        self.live.add(trial_id)
+        return {}
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        self.live.discard(trial_id)
+
+resources = Resources(max_concurrent_packs=2)
+with connect(None, resources) as connecting:
+    cluster = connecting.result()
+    if cluster.num_packs(resources) < 2:
+        sys.exit("this machine has one CPU")
+    tuner = tune.Tuner(
+        tune.with_resources(Short, {"CPU": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=TwoAtATime(), num_samples=-1, reuse_actors=True, scheduler=Patient()
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(cluster.folder / "results"),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    with in_running_workers(), keeping_idle_workers(), without_ray_data():
+        assert len(tuner.fit()) == num_trials
+"""
+
+
+def workers(folder, num_trials, manner):
+    """Run short trials, two at a time, and return the workers in which they ran."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_TRIALS, str(folder), str(num_trials), manner],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.stderr.strip() == "this machine has one CPU":
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    return {path.name for path in folder.iterdir()} - {"first"}
+
+
+@pytest.mark.ray
+def test_a_worker_that_starts_late_is_waited_for(tmp_path):
+    """The other one has ended many packs by then, and takes none of the late one's."""
+    assert len(workers(tmp_path, 120, "at once")) == 2
+
+
+@pytest.mark.ray
+def test_workers_wait_for_their_next_pack(tmp_path):
+    """Both have none until the other's has ended; none is replaced by a new one."""
+    assert len(workers(tmp_path, 8, "rounds")) == 2
+
+
+def test_ray_tune_is_left_as_it_was():
+    """What is replaced for a search is its own again afterwards."""
+    before = tune_controller._ObjectCache
+    with keeping_idle_workers():
+        assert tune_controller._ObjectCache is not before
+    assert tune_controller._ObjectCache is before

@@ -1,0 +1,189 @@
+"""The five sentences: each number is the dataframes', and no sentence says more than they do."""
+
+import dataclasses
+import math
+import re
+
+import pandas as pd
+import pytest
+from report_runs import confirmation, path_points, remedies, write_run
+
+from tune_softmax.metrics import State
+from tune_softmax.report import findings, measures
+from tune_softmax.report.inputs import Inputs, Remedies, gather
+from tune_softmax.run import results
+from tune_softmax.stats import verdicts
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Return what a report of a search alone is made from."""
+    return gather(write_run(tmp_path_factory.mktemp("runs") / "run"))
+
+
+def test_a_search_is_said_in_five_sentences(inputs):
+    """What was asked, found, tested, its gap, and its cost, with the frames' own numbers."""
+    asked, found, tested, gap, spent = findings.sentences(inputs)
+    trials = inputs.search.trials.set_index("number")
+    best = inputs.search.best()
+    assert "the lowest validation loss" in asked
+    assert "digits over batch_size, num_epochs," in asked
+    assert "40 trials that the tpe sampler proposed from seed 0" in asked
+    whole = measures.completed(inputs.search.trials)
+    assert f"Of {len(whole)} complete trials the best is trial {best.number}" in found
+    assert f"validation loss {best.value:.4f}" in found
+    assert "has not been confirmed" in tested
+    other = measures.baseline(inputs.search.trials, best.number)
+    for number in (best.number, other):
+        row = trials.loc[number]
+        assert f"{row['last_validation_loss'] - row['last_train_loss']:.4f}" in gap
+    assert "neither has an interval" in gap
+    assert f"ASHA stopped {inputs.search.count(State.PRUNED)} of 40" in spent
+    assert f"{trials['seconds'].sum():,.1f} s in all" in spent
+    saved = (trials["num_epochs"] - trials["epochs_trained"])[trials["state"] == "PRUNED"].sum()
+    assert f"saved {saved} epochs" in spent
+
+
+@pytest.mark.parametrize(("shift", "side"), [(-0.3, "above"), (0.0, "below")])
+def test_the_regret_says_its_side(inputs, shift, side):
+    """A search that stops early can be better than the path's optimum, and then it is below."""
+    points = path_points()
+    points["validation_loss"] += shift
+    found = findings.sentences(dataclasses.replace(inputs, path=points))[1]
+    least = measures.completed(inputs.search.trials)["last_validation_loss"].min()
+    distance = abs(least - 0.35 - shift)
+    assert (
+        f"{distance:.4f} {side} the best on the regularization path, {0.35 + shift:.4f}" in found
+    )
+
+
+def test_a_winner_without_its_like_is_said_to_be_better(inputs):
+    """Not that no difference was seen between it and 0 others."""
+    confirmed = confirmation((7, 3, 5))
+    alone = confirmed.winners["trial"].eq(confirmed.winners["trial"].iloc[0])
+    confirmed = dataclasses.replace(confirmed, winners=confirmed.winners.assign(is_winner=alone))
+    text = findings.sentences(dataclasses.replace(inputs, confirmation=confirmed))[2]
+    assert text.endswith("; each of the others was shown to be worse.")
+
+
+def test_a_confirmation_says_what_cannot_be_told_apart(inputs):
+    """Of three confirmed trials, one is like the best and one is not."""
+    confirmed = confirmation()
+    text = findings.sentences(dataclasses.replace(inputs, confirmation=confirmed))[2]
+    top = confirmed.winners.iloc[0]
+    assert f"the best of 3 confirmed trials is trial {top['trial']}" in text
+    assert f"{top['accuracy_low']:.4f} to {top['accuracy_high']:.4f}) over 5 seeds" in text
+    assert "between it and 1 of the 2 others no difference was seen" in text
+
+
+def test_one_seed_has_no_interval(inputs):
+    """The sentence says so, and names no infinite ends."""
+    confirmed = confirmation()
+    one = confirmed.winners.assign(accuracy_low=-math.inf, accuracy_high=math.inf, num_seeds=1)
+    confirmed = dataclasses.replace(confirmed, winners=one)
+    text = findings.sentences(dataclasses.replace(inputs, confirmation=confirmed))[2]
+    assert "(no interval) over 1 seed;" in text
+
+
+def test_remedies_say_which_help_hurt_and_are_unclear(inputs):
+    """Each with its difference and interval; it is the fourth sentence beside a search."""
+    studied = remedies()
+    text = findings.sentences(dataclasses.replace(inputs, remedies=studied))[3]
+    rows = studied.effects.set_index("remedy")
+    for name in ("l2", "augmentation"):
+        row = rows.loc[name]
+        assert f"{row['difference']:+.4f}, {row['low']:+.4f} to {row['high']:+.4f})" in text
+    assert re.search(r"l2 \([^)]*\).* lowered the test loss", text)
+    assert re.search(r"augmentation \([^)]*\) raised the test loss", text)
+    assert "no difference was seen for early stopping" in text
+
+
+def test_a_study_alone_has_five_sentences(inputs):
+    """Asked, overfitting, what helps, what does not, and all together."""
+    studied = remedies()
+    alone = dataclasses.replace(inputs, search=None, remedies=studied)
+    asked, sick, helping, hurting, together = findings.sentences(alone)
+    assert "what 3 remedies against overfitting" in asked
+    assert "over 6 seeds" in asked
+    assert sick == studied.overfitting.sentence
+    assert helping.startswith("L2 (-0.0")
+    assert hurting.startswith("Augmentation (+0.0")
+    assert "between the two no difference was seen" in together
+
+
+def test_overlapping_intervals_are_no_difference(inputs):
+    """The combination and the best single remedy overlap or not, and the sentence follows."""
+    studied = remedies()
+    effects = studied.effects.set_index("remedy")
+    effects.loc["combined", ["difference", "low", "high"]] = [-0.5, -0.6, -0.4]
+    far = dataclasses.replace(studied, effects=effects.reset_index())
+    alone = dataclasses.replace(inputs, search=None, remedies=far)
+    together = findings.sentences(alone)[4]
+    assert "do not overlap: the combination's test loss is lower" in together
+
+
+def test_an_interval_that_holds_zero_is_never_a_verdict():
+    """Whatever the column says."""
+    effects = pd.DataFrame(
+        {
+            "verdict": ["helps", "hurts", "helps"],
+            "low": [-0.2, -math.inf, -0.2],
+            "high": [0.1, math.inf, -0.1],
+        }
+    )
+    expected = ["no difference seen", "no difference seen", "helps"]
+    assert findings.effective_verdicts(effects).tolist() == expected
+
+
+def test_more_is_better_of_an_accuracy(inputs):
+    """What helps raises it, and the words follow the metric."""
+    arms = remedies().arms.assign(test_accuracy=lambda frame: 1 - frame["test_loss"])
+    studied = Remedies(arms, verdicts.effects(arms, "test_accuracy"))
+    alone = dataclasses.replace(inputs, search=None, remedies=studied)
+    _, sick, helping, hurting, _ = findings.sentences(alone)
+    assert sick == "Whether the baseline overfits was not recorded."
+    assert helping.endswith("raised the test accuracy.")
+    assert "lowered the test accuracy" in hurting
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_a_search_that_has_just_begun_has_five_sentences(tmp_path, count):
+    """Nothing is said of what is not there yet."""
+    inputs = gather(write_run(tmp_path / "run", count))
+    said = findings.sentences(inputs)
+    assert len(said) == 5
+    assert all(sentence.endswith(".") for sentence in said)
+    assert f"{count} of them are done so far" in said[0]
+    if not count:
+        assert said[1] == "No trial has a result yet."
+
+
+def test_a_search_of_stopped_trials_says_so(inputs):
+    """There may be no complete one; then the best of the others is named as such."""
+    trials = inputs.search.trials
+    stopped = trials[trials["state"] == "PRUNED"]
+    search = dataclasses.replace(inputs.search, trials=stopped)
+    found = findings.sentences(dataclasses.replace(inputs, search=search))[1]
+    assert found.startswith("No trial has run all its epochs; the best of the others is trial")
+
+
+def test_a_search_without_asha_claims_no_saving(inputs):
+    """It was not asked to stop any trial."""
+    asked = inputs.experiment
+    asked = asked.model_copy(update={"search": asked.search.model_copy(update={"asha": None})})
+    search = dataclasses.replace(inputs.search, experiment=asked)
+    spent = findings.sentences(dataclasses.replace(inputs, search=search))[4]
+    assert spent.endswith("ASHA was not asked to stop any.")
+
+
+def test_an_empty_folder_is_said_to_be_empty(inputs):
+    """Neither a search nor a study."""
+    nothing = Inputs(inputs.folder, inputs.experiment)
+    assert findings.sentences(nothing) == [
+        "There is neither a search nor a study of remedies in this folder yet."
+    ]
+
+
+def test_best_of_nothing_is_none(tmp_path):
+    """Instead of an error."""
+    assert findings.best_of(results.load(write_run(tmp_path / "run", 0))) is None

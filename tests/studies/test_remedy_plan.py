@@ -1,0 +1,214 @@
+"""The trials of a study of remedies: what each is for, and how the combination follows."""
+
+import math
+
+import pytest
+
+from tune_softmax.experiment.experiment import parse
+from tune_softmax.metrics import State
+from tune_softmax.run.ledger import TrialRecord
+from tune_softmax.studies.remedy_plan import BASELINE, COMBINED, RemedyPlan
+
+EXPERIMENT = """name: small
+dataset: {name: digits, train_fraction: 0.1}
+space: {batch_size: 16, num_epochs: 4, learning_rate: 0.1, hidden_units: 8}
+search: {seed: 7}
+remedies:
+  seeds: 2
+  early_stopping: [1, 2]
+  weight_decay: [1e-3, 1e-2]
+  l1: [1e-4, 1e-3]
+  augmentation: [0.5, 1]
+  smaller_model: [4, 0]
+  more_data: [0.5, 1]
+  less_data: [0.05]
+"""
+# Validation losses: the baseline's is 1; L1 and augmentation hurt.
+LOSSES = {
+    BASELINE: 1.0,
+    "early_stopping": 0.9,
+    "weight_decay": 0.8,
+    "l1": 1.1,
+    "augmentation": 1.2,
+    "smaller_model": 0.95,
+    "more_data": 0.5,
+    "less_data": 0.1,
+    COMBINED: 0.4,
+}
+
+
+def plan(text=EXPERIMENT):
+    """Return the plan of an experiment."""
+    return RemedyPlan(parse(text, "small.yaml"))
+
+
+def loss(arm):
+    """Return an arm's last validation loss; of a remedy's strengths the larger is the better."""
+    return LOSSES[arm.remedy] - 1e-3 * arm.strength
+
+
+def run(made, numbers=None, losses=loss):
+    """Tell a plan of its trials in an order, its single ones by default."""
+    for number in range(len(made.trials)) if numbers is None else numbers:
+        arm, _ = made.trials[number]
+        made.tell(number, State.COMPLETE, [2.0, losses(arm)])
+
+
+def test_every_arm_has_every_seed():
+    """The baseline and each strength are trained with search.seed and the seeds after it."""
+    made = plan()
+    assert made.seeds == [7, 8]
+    assert len(made.arms) == 1 + 6 * 2 + 1
+    assert len(made.trials) == 2 * len(made.arms)
+    assert {(arm, seed) for arm, seed in made.trials} == {
+        (arm, seed) for arm in made.arms for seed in made.seeds
+    }
+
+
+def test_an_arm_differs_from_the_baseline_in_its_remedy_alone():
+    """Each changes one thing of the baseline: a hyperparameter, the images, or the patience."""
+    base, *arms = plan().arms
+    for arm in arms:
+        changed = {
+            name
+            for name in ("weight_decay", "l1", "augmentation", "hidden_units")
+            if getattr(arm.config, name) != getattr(base.config, name)
+        }
+        if arm.train_fraction != base.train_fraction:
+            changed.add("images")
+        if arm.patience:
+            changed.add("patience")
+        assert len(changed) == 1, arm
+
+
+def test_packs_share_a_view_and_the_largest_come_first():
+    """What is asked for together has one seed and one fraction; all is asked for once."""
+    made, asked = plan(), {}
+    fractions = []
+    while batch := made.ask(64, {}):
+        views = {made.task(number, config).view for number, config in batch.items()}
+        assert len(views) == 1
+        fractions.append(views.pop().train_fraction)
+        asked |= batch
+    assert sorted(asked) == list(range(len(made.trials)))
+    assert fractions == sorted(fractions, reverse=True)
+
+
+def test_arms_of_a_seed_begin_alike():
+    """They have one draw of initial weights, so that they can be compared in pairs."""
+    made = plan()
+    for number, (arm, seed) in enumerate(made.trials):
+        task = made.task(number, arm.config)
+        assert (task.view.seed, task.draw) == (seed, 0)
+
+
+def test_the_combination_holds_what_helped_on_validation():
+    """Remedies better than the baseline are combined at their best strengths, scaled."""
+    made = plan()
+    before = made.num_trials
+    assert made.ask(1000, {})
+    run(made)
+    combined = [arm for arm in made.arms if arm.remedy == COMBINED]
+    assert [arm.strength for arm in combined] == [1.0, 0.5]
+    assert [arm.config.weight_decay for arm in combined] == [1e-2, 5e-3]
+    for arm in combined:
+        assert (arm.config.l1, arm.config.augmentation) == (0, 0)
+        assert (arm.patience, arm.config.hidden_units, arm.train_fraction) == (2, 4, 1.0)
+    assert made.num_trials == before == len(made.trials)
+
+
+def test_the_combination_waits_for_the_last_trial():
+    """Before all is known nothing is asked of phase two; afterwards all of it is."""
+    made = plan()
+    last = len(made.trials) - 1
+    while made.ask(64, {}):
+        pass
+    run(made, range(last))
+    assert made.ask(64, {}) == {}
+    run(made, [last])
+    assert len(made.ask(64, {})) == 2  # the two scales of the first seed
+
+
+def test_the_order_of_news_changes_nothing():
+    """Packs may end in any order."""
+    one, other = plan(), plan()
+    numbers = range(len(one.trials))
+    run(one, numbers)
+    run(other, reversed(numbers))
+    assert one.trials == other.trials
+
+
+def test_a_replay_stands_where_the_ledger_is():
+    """A resumed study knows its combination, and goes on after the last trial handed out."""
+    made = plan()
+    run(made)
+    single = len(plan().trials)
+    records = [
+        TrialRecord(number, State.COMPLETE, arm.config, 0, 1, None, None)
+        for number, (arm, _) in enumerate(made.trials[: single + 1])
+    ]
+    curves = {n: [2.0, loss(arm)] for n, (arm, _) in enumerate(made.trials)}
+    resumed = plan()
+    resumed.replay(records, curves)
+    assert resumed.trials == made.trials
+    assert min(resumed.ask(64, {})) == single + 1
+
+
+def test_early_stopping_is_judged_by_its_best_epoch():
+    """A patience whose best epoch is good is chosen, whatever its last epoch is."""
+    made = plan()
+    for number, (arm, _) in enumerate(made.trials):
+        patient = arm.remedy == "early_stopping" and arm.patience == 1
+        made.tell(number, State.COMPLETE, [0.01, 3.0] if patient else [2.0, loss(arm)])
+    (first, *_) = (arm for arm in made.arms if arm.remedy == COMBINED)
+    assert first.patience == 1
+
+
+def test_a_strength_that_diverged_at_a_seed_is_not_chosen():
+    """A failed trial counts as infinitely bad."""
+    made = plan()
+    for number, (arm, seed) in enumerate(made.trials):
+        failed = arm.remedy == "weight_decay" and arm.strength == 1e-2 and seed == 8
+        curve = [math.nan] if failed else [loss(arm)]
+        made.tell(number, State.FAIL if failed else State.COMPLETE, curve)
+    (first, *_) = (arm for arm in made.arms if arm.remedy == COMBINED)
+    assert first.config.weight_decay == 1e-3
+
+
+def test_where_nothing_helps_nothing_is_combined():
+    """The study ends after phase one, and says why."""
+    made = plan()
+    run(made, losses=lambda arm: 0.1 if arm.remedy == BASELINE else 1.0)
+    assert made.num_trials == len(made.trials)
+    assert all(arm.remedy != COMBINED for arm in made.arms)
+    assert any(note.startswith("combined: no remedy lowers") for note in made.left_out)
+
+
+def test_scales_that_change_nothing_are_trained_once():
+    """Patience, width and images have no scale."""
+    made = plan()
+    helpful = {"early_stopping", "more_data"}
+    run(made, losses=lambda arm: 0.5 if arm.remedy in helpful else 1.0)
+    assert len([arm for arm in made.arms if arm.remedy == COMBINED]) == 1
+    assert made.num_trials == len(made.trials)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "note"),
+    [
+        (
+            "  smaller_model: [4, 0]\n",
+            "",
+            "smaller_model: the base is softmax regression, and there is none smaller",
+        ),
+        ("  l1: [1e-4, 1e-3]\n", "  l1: []\n", "l1: the experiment leaves it out"),
+    ],
+)
+def test_what_is_left_out_is_said(before, after, note):
+    """A remedy that cannot apply, or was not asked for, is named with the reason."""
+    text = EXPERIMENT.replace(before, after)
+    if "softmax" in note:
+        text = text.replace(", hidden_units: 8", "")
+    made = plan(text)
+    assert made.left_out == [note]
+    assert all(arm.remedy != note.partition(":")[0] for arm in made.arms)

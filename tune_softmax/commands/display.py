@@ -1,0 +1,77 @@
+"""Show how far a search is: live on a terminal, as plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import Console
+
+    from tune_softmax.scheduler.progress import Snapshot
+
+__all__ = ["Display"]
+
+# Seconds between two plain lines, where nobody watches them change.
+PLAIN_PERIOD_S = 5.0
+
+
+class Display:
+    """Shows snapshots as they come; use it as a context and call it with each one.
+
+    Args:
+        console: Where to show them.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase = ""
+        self._remark = ""
+        self._shown_at = 0.0
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._live.add_task("", total=None, text="")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Show a snapshot."""
+        if snapshot.remark != self._remark:
+            self._remark = snapshot.remark
+            self._console.print(snapshot.remark, highlight=False, soft_wrap=True)
+        if self._console.is_terminal:
+            started = bool(snapshot.states)
+            self._live.update(
+                self._task,
+                total=snapshot.num_trials if started else None,
+                completed=snapshot.num_done,
+                description=snapshot.phase,
+                text=str(snapshot) if started else "",
+            )
+            return
+        now = time.monotonic()
+        is_last = snapshot.num_done == snapshot.num_trials
+        if is_last or snapshot.phase != self._phase or now - self._shown_at >= PLAIN_PERIOD_S:
+            self._phase, self._shown_at = snapshot.phase, now
+            self._console.print(str(snapshot), highlight=False, soft_wrap=True)

@@ -1,0 +1,382 @@
+"""A run as an Optuna study in a SQLite file, for optuna-dashboard and Optuna's own analyses.
+
+The ledger stays the truth: the study is made from it and never read back. Writing a trial again
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import sqlite3
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.distributions import BaseDistribution, distribution_to_json
+from sqlalchemy.dialects.sqlite import insert
+
+from tune_softmax.errors import ResultsError, StorageError
+from tune_softmax.experiment import experiment as experiments
+from tune_softmax.metrics import State
+from tune_softmax.run.ledger import Ledger
+from tune_softmax.scheduler.study import distribution, recorded_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from tune_softmax.experiment.experiment import Experiment
+    from tune_softmax.metrics import EpochMetrics
+    from tune_softmax.run.folder import RunFolder
+    from tune_softmax.run.ledger import TrialRecord
+
+__all__ = ["StudyFile", "default_path", "export", "url_of"]
+
+# Optuna's API writes a trial of 30 epochs in 100 ms, for it looks up each value before it is
+# added; the rows of 256 such trials are there in 250. So rows are written, in Optuna's schema.
+SCHEMA = "v3.2.0.a"
+STUDY_ID = 1  # one study a file
+KEYS = {
+    "trials": ("trial_id",),
+    "trial_params": ("trial_id", "param_name"),
+    "trial_values": ("trial_id", "objective"),
+    "trial_intermediate_values": ("trial_id", "step"),
+    "trial_user_attributes": ("trial_id", "key"),
+}
+STATES = {
+    State.WAITING: "WAITING",
+    State.RUNNING: "RUNNING",
+    State.PARKED: "RUNNING",  # on a rung, a state that Optuna has not
+    State.COMPLETE: "COMPLETE",
+    State.PRUNED: "PRUNED",
+    State.FAIL: "FAIL",
+}
+OWNER = "tune_softmax_run"  # the study's attribute that says from which run it was made
+
+
+def default_path(folder: RunFolder) -> Path:
+    """Return the file of a run's study, where no other is named."""
+    return folder.path / "optuna.db"
+
+
+def url_of(path: Path) -> str:
+    """Return how Optuna names a study's file."""
+    return f"sqlite:///{path}"
+
+
+def export(folder: RunFolder, path: Path) -> int:
+    """Write a run as an Optuna study.
+
+    Args:
+        folder: The run, finished or not.
+        path: The SQLite file; an earlier export there is replaced, whole.
+
+    Returns:
+        How many trials there are.
+
+    Raises:
+        ResultsError: There is no run, or a file at the path that is no export.
+        StorageError: The file cannot be written.
+    """
+    if path.exists() and _owner(path) is None:
+        raise ResultsError(f"{path}: there is a file already, and no export; name another")
+    run = _read(folder)
+    _make(folder, run, path)
+    return len(run.trials)
+
+
+class StudyFile:
+    """A run's study in a file, to be brought up to date again and again.
+
+    Args:
+        folder: The run.
+        path: Where the study of this run is, or is made; any other file there is replaced.
+    """
+
+    def __init__(self, folder: RunFolder, path: Path) -> None:
+        self._folder = folder
+        self._path = path
+        self._rows: _Rows | None = None
+
+    def update(self) -> bool:
+        """Write what is new in the run, in one transaction.
+
+        Returns:
+            Whether there is a study; there is none before the run has begun.
+
+        Raises:
+            ResultsError: The run cannot be read.
+            StorageError: The file cannot be written.
+        """
+        run = _read(self._folder)
+        if not run.has_begun:
+            return False
+        if self._rows is None:
+            if _owner(self._path) != run.owner:
+                _make(self._folder, run, self._path)
+            self._rows = _Rows(self._path)
+        with _translating(self._path):
+            self._rows.write(run)
+        return True
+
+
+# --- A run --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a study is made from, of one moment.
+
+    Attributes:
+        experiment: What was asked.
+        has_begun: Whether anything is recorded of it.
+        started: When it began, UTC; trials have no times of their own.
+        trials: By number.
+        epochs: By trial number, in order.
+    """
+
+    experiment: Experiment
+    has_begun: bool
+    started: datetime
+    trials: list[TrialRecord]
+    epochs: dict[int, list[tuple[int, EpochMetrics]]]
+
+    @property
+    def owner(self) -> str:
+        """What tells the run from others, wherever its folder is."""
+        return self.started.isoformat()
+
+
+def _read(folder: RunFolder) -> _Run:
+    with closing(Ledger.open(folder.ledger)) as ledger, ledger.snapshot():
+        trials, epochs, events = ledger.trials(), ledger.epochs(), ledger.events()
+    by_trial: dict[int, list[tuple[int, EpochMetrics]]] = {trial.number: [] for trial in trials}
+    for number, epoch, metrics in epochs:
+        by_trial[number].append((epoch, metrics))
+    first = datetime.fromisoformat(events[0][0]) if events else datetime.fromtimestamp(0, UTC)
+    return _Run(
+        experiment=experiments.load(folder.experiment),
+        has_begun=bool(events),
+        started=first.astimezone(UTC).replace(tzinfo=None),  # as Optuna keeps times
+        trials=trials,
+        epochs=by_trial,
+    )
+
+
+# --- A study's file -----------------------------------------------------------------------------
+
+
+def _owner(path: Path) -> str | None:
+    """Return from which run a study was made; None if the file is no export."""
+    statement = "SELECT value_json FROM study_user_attributes WHERE study_id = ? AND key = ?"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as file:
+            (value,) = file.execute(statement, (STUDY_ID, OWNER)).fetchone() or ("null",)
+            return str(json.loads(value)) if value != "null" else None
+    except (sqlite3.Error, ValueError):
+        return None
+
+
+def _make(folder: RunFolder, run: _Run, path: Path) -> None:
+    """Make a study beside its place, and rename it."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with _translating(path):
+            _make_empty(folder, run, draft)
+            _Rows(draft).write(run)
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _translating(path: Path) -> Iterator[None]:
+    """Turn what the file system, SQLite, SQLAlchemy and Optuna complain of into our error."""
+    try:
+        yield
+    except (
+        OSError,
+        sqlite3.Error,
+        sa.exc.SQLAlchemyError,
+        optuna.exceptions.OptunaError,
+    ) as error:
+        reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        raise StorageError(f"{path}: cannot be written ({reason})") from error
+
+
+def _make_empty(folder: RunFolder, run: _Run, path: Path) -> None:
+    """Let Optuna make its tables and a study without trials."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path.touch()
+    storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=_engine_options(path))
+    if storage.get_current_version() != SCHEMA:
+        raise ResultsError(
+            f"Optuna {optuna.__version__} keeps studies in schema "
+            f"{storage.get_current_version()}, this tune_softmax writes {SCHEMA}; install a "
+            "version of Optuna that has it"
+        )
+    search = run.experiment.search
+    study = optuna.create_study(
+        study_name=folder.path.absolute().name,
+        storage=storage,
+        direction="minimize" if search.mode == "min" else "maximize",
+    )
+    study.set_user_attr(OWNER, run.owner)
+    study.set_user_attr("experiment", run.experiment.name)
+    study.set_user_attr("dataset", run.experiment.dataset.name)
+    study.set_user_attr("constants", run.experiment.space.constants)
+    # As Study.set_metric_names does, without its warning that it is new.
+    storage.set_study_system_attr(STUDY_ID, "study:metric_names", [search.metric])
+    storage.remove_session()
+
+
+def _engine_options(path: Path) -> dict[str, Any]:
+    """Return options for a SQLite engine; a URL would not take every path."""
+
+    def connect() -> sqlite3.Connection:
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=OFF")  # what is lost can be made again
+        return connection
+
+    return {"creator": connect, "poolclass": sa.pool.NullPool}
+
+
+class _Rows:
+    """Writes a run's trials into the study of one file.
+
+    Args:
+        path: A file that `_make_empty` made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._engine = sa.create_engine("sqlite://", **_engine_options(path))
+        self._tables = sa.MetaData()
+        self._tables.reflect(self._engine, only=list(KEYS))
+        self._written: dict[int, tuple[TrialRecord, int]] = {}
+
+    def write(self, run: _Run) -> None:
+        """Bring the study to where the run is, in one transaction."""
+        distributions = {n: distribution(d) for n, d in run.experiment.space.searched.items()}
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in KEYS}
+        now = {trial.number: (trial, len(run.epochs[trial.number])) for trial in run.trials}
+        for number, (trial, _) in now.items():
+            before, num_epochs = self._written.get(number, (None, 0))
+            if now[number] == (before, num_epochs):
+                continue
+            is_same_attempt = before is not None and before.attempts == trial.attempts
+            fresh = run.epochs[number][num_epochs if is_same_attempt else 0 :]
+            for name, added in _rows(run, trial, fresh, distributions).items():
+                rows[name] += added
+        with self._engine.begin() as connection:
+            if not self._written:  # whatever an earlier process left here
+                for name in KEYS:
+                    connection.execute(self._tables.tables[name].delete())
+            for name, added in rows.items():
+                if added:
+                    connection.execute(self._upsert(name), added)
+        self._written = now
+
+    def _upsert(self, name: str) -> sa.sql.dml.Insert:
+        table = self._tables.tables[name]
+        statement = insert(table)
+        primary = {column.name for column in table.primary_key}
+        values = {
+            column.name: statement.excluded[column.name]
+            for column in table.columns
+            if column.name not in {*primary, *KEYS[name]}
+        }
+        return statement.on_conflict_do_update(index_elements=KEYS[name], set_=values)
+
+
+def _rows(
+    run: _Run,
+    trial: TrialRecord,
+    fresh: list[tuple[int, EpochMetrics]],
+    distributions: Mapping[str, BaseDistribution],
+) -> dict[str, list[dict[str, Any]]]:
+    """Return a trial's rows by table, of its epochs only the fresh ones."""
+    identity = {"trial_id": trial.number + 1}
+    curve = run.epochs[trial.number]
+    metric = run.experiment.search.metric
+    seconds = sum(metrics.seconds for _, metrics in curve)
+    ended = run.started + timedelta(seconds=seconds) if trial.state.is_final else None
+    params, attributes = _params(trial, distributions)
+    attributes |= _attributes(trial, curve)
+    rows: dict[str, list[dict[str, Any]]] = {
+        "trials": [
+            {
+                **identity,
+                "number": trial.number,
+                "study_id": STUDY_ID,
+                "state": STATES[trial.state],
+                "datetime_start": None if trial.state is State.WAITING else run.started,
+                "datetime_complete": ended,
+            }
+        ],
+        "trial_params": [{**identity, **param} for param in params],
+        "trial_intermediate_values": [
+            {**identity, "step": epoch, **_stored(getattr(metrics, metric), "intermediate_value")}
+            for epoch, metrics in fresh
+        ],
+        "trial_user_attributes": [
+            {**identity, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ],
+    }
+    values = [getattr(metrics, metric) for _, metrics in curve]
+    value = recorded_value(trial.config, trial.state, values)
+    if value is not None and not math.isnan(value):
+        rows["trial_values"] = [{**identity, "objective": 0, **_stored(value, "value")}]
+    return rows
+
+
+def _params(
+    trial: TrialRecord, distributions: Mapping[str, BaseDistribution]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a trial's hyperparameters as Optuna keeps them, and those that its space lacks."""
+    params, others = [], {}
+    for name, domain in distributions.items():
+        value = getattr(trial.config, name)
+        try:
+            internal = domain.to_internal_repr(value)
+        except ValueError:  # a choice that is not in the space, of a trial that was asked for
+            others[name] = value
+            continue
+        described = distribution_to_json(domain)
+        params.append(
+            {"param_name": name, "param_value": internal, "distribution_json": described}
+        )
+    return params, others
+
+
+def _attributes(trial: TrialRecord, curve: list[tuple[int, EpochMetrics]]) -> dict[str, object]:
+    """Return what else is known of a trial; what is no number is left out, JSON has none."""
+    last = asdict(curve[-1][1]) if curve else {}
+    attributes = {
+        **last,
+        "seconds": sum(metrics.seconds for _, metrics in curve),
+        "epochs_trained": len(curve),
+        "pack": trial.pack,
+        "attempts": trial.attempts,
+        "rung": trial.rung,
+        "error": trial.error,
+    }
+    return {
+        key: value
+        for key, value in attributes.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
+
+
+def _stored(value: float, column: str) -> dict[str, object]:
+    """Return a number as Optuna keeps it: its kind beside it, for SQL has no infinity."""
+    if math.isfinite(value):
+        return {column: value, f"{column}_type": "FINITE"}
+    kind = "NAN" if math.isnan(value) else "INF_POS" if value > 0 else "INF_NEG"
+    return {column: None, f"{column}_type": kind}

@@ -1,0 +1,1 @@
+"""The certified convex optimum of softmax regression with weight decay."""

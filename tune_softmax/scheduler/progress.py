@@ -1,0 +1,71 @@
+"""How far a search is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tune_softmax.metrics import State
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+__all__ = ["Snapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How far a search is, for a display.
+
+    Attributes:
+        phase: What is being done, for people.
+        num_trials: How many trials the search has in all.
+        states: How many trials are in each state.
+        num_packs: Packs that are training now.
+        best: The best finished trial's number and value, if there is one.
+        num_epochs: Trial-epochs trained.
+        seconds: Since the search began.
+        seconds_left: An estimate, once there is something to base it on.
+        remark: What the search does and who asked for it should know, to be said once.
+    """
+
+    phase: str
+    num_trials: int
+    states: Counter[State]
+    num_packs: int = 0
+    best: tuple[int, float] | None = None
+    num_epochs: int = 0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    remark: str = ""
+
+    @property
+    def num_done(self) -> int:
+        """Trials that will not run again."""
+        return sum(count for state, count in self.states.items() if state.is_final)
+
+    def __str__(self) -> str:
+        """Say it all in one line."""
+        if not self.states:
+            return self.phase
+        states = self.states
+        parts = [
+            f"{self.num_done} of {self.num_trials} trials done",
+            (
+                f"{states[State.COMPLETE]} complete, {states[State.PRUNED]} stopped early, "
+                f"{states[State.FAIL]} failed, {states[State.RUNNING]} running in "
+                f"{self.num_packs} packs"
+            ),
+        ]
+        if self.best:
+            parts.append(f"best {self.best[1]:.4f} (trial {self.best[0]})")
+        parts.append(_clock(self.seconds))
+        if self.seconds_left is not None:
+            parts.append(f"about {_clock(self.seconds_left)} left")
+        return " | ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,1 @@
+"""Intervals and verdicts over seeds, and over images."""

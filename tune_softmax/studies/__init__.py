@@ -1,0 +1,1 @@
+"""What a user asks for: search, resume, train, confirm, remedies, predict."""

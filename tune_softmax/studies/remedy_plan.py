@@ -1,0 +1,234 @@
+"""The trials of a study of remedies: what each number means follows from the experiment alone.
+
+Phase one is the baseline and every strength of every remedy, over seeds. Phase two combines the
+remedies that helped on the validation set, and follows from what phase one has recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tune_softmax.experiment.remedies import REMEDIES
+from tune_softmax.metrics import State
+from tune_softmax.scheduler.agenda import FixedList, Task, View
+from tune_softmax.stats.verdicts import choose_strengths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from tune_softmax.config import Config
+    from tune_softmax.experiment.experiment import Experiment
+    from tune_softmax.run.ledger import TrialRecord
+
+__all__ = ["BASELINE", "COMBINED", "LESS_DATA", "Arm", "RemedyPlan"]
+
+BASELINE, COMBINED, LESS_DATA = "baseline", "combined", "less_data"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to train, over all seeds.
+
+    Attributes:
+        remedy: Its remedy, or "baseline", "less_data", "combined".
+        strength: How much of it: patience in epochs, weight decay, factor of L1, strength of
+            augmentation, hidden units, fraction of the images; scale of a combination.
+        label: The strength in words; empty for the baseline.
+        config: The hyperparameters.
+        train_fraction: How much of the training images.
+        patience: See `agenda.Task`.
+    """
+
+    remedy: str
+    strength: float
+    label: str
+    config: Config
+    train_fraction: float
+    patience: int = 0
+
+
+class RemedyPlan:
+    """The agenda of a study of remedies.
+
+    Within a seed all arms begin with the same initial weights (those that their widths share) and
+    see the same images; the images of a smaller fraction are among those of a larger. The most
+    expensive trials come first, so that no worker idles at the end.
+
+    Args:
+        experiment: What is asked; it has a section `remedies`.
+    """
+
+    num_rounds = 1
+
+    def __init__(self, experiment: Experiment) -> None:
+        options = experiment.check_remedies()
+        first_seed = experiment.search.seed
+        self.seeds: list[int] = list(range(first_seed, first_seed + options.seeds))
+        self.arms: list[Arm] = list(_single_arms(experiment))
+        self.left_out: list[str] = list(_left_out(experiment))
+        self.num_strengths: int = options.num_strengths
+        self._trials: list[tuple[Arm, int]] = []  # by number: arm and seed
+        self._tasks: list[Task] = []
+        self._add(self.arms)
+        self._num_single = len(self._trials)
+        self._list = FixedList(self._tasks)  # sees what is added later
+        self._found: dict[int, float] = {}  # validation loss by number
+        self._is_combined = False
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials there are in all; before phase two, at most."""
+        left = 0 if self._is_combined else self.num_strengths * len(self.seeds)
+        return len(self._trials) + left
+
+    @property
+    def trials(self) -> list[tuple[Arm, int]]:
+        """Each known trial's arm and seed, by number."""
+        return list(self._trials)
+
+    def task(self, number: int, config: Config) -> Task:
+        """Return a trial."""
+        return self._list.task(number, config)
+
+    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Config]:
+        """Return the next trials, at most `count` of them, all with one view."""
+        return self._list.ask(count, curves)
+
+    def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
+        """Hear a trial's validation losses; once phase one is known, plan phase two."""
+        loss = math.inf
+        if state is State.COMPLETE:
+            patience = self._trials[number][0].patience
+            loss = min(curve) if patience else curve[-1]
+        self._found[number] = loss
+        if not self._is_combined and len(self._found) == self._num_single:
+            self._combine()
+
+    def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
+        """Stand where a ledger is."""
+        recorded = list(trials)
+        for trial in recorded:
+            if trial.state.is_final:
+                self.tell(trial.number, trial.state, curves.get(trial.number, []))
+        self._list.replay(recorded, curves)
+
+    def _add(self, arms: Iterable[Arm]) -> None:
+        planned = [(arm, seed) for arm in arms for seed in self.seeds]
+        planned.sort(key=lambda trial: (-trial[0].train_fraction, trial[1]))
+        self._trials += planned
+        self._tasks += [
+            Task(arm.config, View(seed, arm.train_fraction), patience=arm.patience)
+            for arm, seed in planned
+        ]
+
+    def _combine(self) -> None:
+        """Plan phase two from the validation losses of phase one."""
+        self._is_combined = True
+        rows = [
+            {
+                "remedy": arm.remedy,
+                "strength": arm.strength,
+                "strength_label": arm.label,
+                "seed": seed,
+                "validation_loss": self._found[number],
+            }
+            for number, (arm, seed) in enumerate(self._trials)
+            if arm.remedy != LESS_DATA
+        ]
+        frame = pd.DataFrame(rows)
+        chosen = choose_strengths(frame)
+        baseline = frame.loc[frame["remedy"] == BASELINE, "validation_loss"].mean()
+        helpful = chosen[chosen["validation_loss"] < baseline]
+        if helpful.empty:
+            self.left_out.append(
+                "combined: no remedy lowers the validation loss, so that there is nothing to "
+                "combine"
+            )
+            return
+        by_key = {(arm.remedy, arm.strength): arm for arm in self.arms}
+        keys = zip(helpful["remedy"], helpful["strength"], strict=True)
+        combined = _combinations([by_key[key] for key in keys], self.arms[0], self.num_strengths)
+        self.arms += combined
+        self._add(combined)
+
+
+def _single_arms(experiment: Experiment) -> Iterator[Arm]:
+    """Yield the baseline, then every strength of every remedy."""
+    options, base = experiment.check_remedies(), experiment.single_config()
+    fraction = experiment.dataset.train_fraction
+    yield Arm(BASELINE, 0.0, "", base, fraction)
+    for patience in options.early_stopping:
+        label = f"patience {patience}"
+        yield Arm("early_stopping", patience, label, base, fraction, patience)
+    for strength in options.weight_decay:
+        config = replace(base, weight_decay=strength)
+        yield Arm("weight_decay", strength, f"{strength:g}", config, fraction)
+    for strength in options.l1:
+        yield Arm("l1", strength, f"{strength:g}", replace(base, l1=strength), fraction)
+    for strength in options.augmentation:
+        config = replace(base, augmentation=strength)
+        yield Arm("augmentation", strength, f"{strength:g}", config, fraction)
+    for width in options.widths(base.hidden_units):
+        label = f"{width} hidden units" if width else "no hidden layer"
+        yield Arm("smaller_model", width, label, replace(base, hidden_units=width), fraction)
+    for larger in options.fractions(fraction):
+        yield Arm("more_data", larger, _share(larger), base, larger)
+    for smaller in options.less_data:
+        yield Arm(LESS_DATA, smaller, _share(smaller), base, smaller)
+
+
+def _share(fraction: float) -> str:
+    return "all images" if fraction == 1 else f"{100 * fraction:.3g} % of the images"
+
+
+def _left_out(experiment: Experiment) -> Iterator[str]:
+    """Yield which remedies are not compared, and why."""
+    options, base = experiment.check_remedies(), experiment.single_config()
+    fraction = experiment.dataset.train_fraction
+    listed = {
+        **{name: getattr(options, name) for name in REMEDIES},
+        "smaller_model": options.widths(base.hidden_units),
+        "more_data": options.fractions(fraction),
+    }
+    reasons = {}
+    if not base.hidden_units:
+        reasons["smaller_model"] = "the base is softmax regression, and there is none smaller"
+    if fraction == 1:
+        reasons["more_data"] = "the base trains on all training images"
+    for name, strengths in listed.items():
+        if not strengths:
+            yield f"{name}: {reasons.get(name, 'the experiment leaves it out')}"
+
+
+def _combinations(chosen: Sequence[Arm], base: Arm, count: int) -> list[Arm]:
+    """Return all chosen remedies together, their penalties and augmentation at several scales.
+
+    Together each needs to do less, so that the scales are 1, 1/2, 1/4, and so on. Patience, width
+    and data have none: they stay as chosen. Scales that change nothing are left out.
+    """
+    arms: dict[tuple[Config, float, int], Arm] = {}
+    for halvings in range(count):
+        scale = 2.0**-halvings
+        config, fraction, patience = base.config, base.train_fraction, 0
+        for arm in chosen:
+            match arm.remedy:
+                case "early_stopping":
+                    patience = arm.patience
+                case "smaller_model":
+                    config = replace(config, hidden_units=arm.config.hidden_units)
+                case "more_data":
+                    fraction = arm.train_fraction
+                case "weight_decay":
+                    config = replace(config, weight_decay=scale * arm.strength)
+                case "l1":
+                    config = replace(config, l1=scale * arm.strength)
+                case "augmentation":
+                    config = replace(config, augmentation=scale * arm.strength)
+        label = "as chosen" if scale == 1 else f"penalties at 1/{2**halvings}"
+        key = (config, fraction, patience)
+        arms.setdefault(key, Arm(COMBINED, scale, label, config, fraction, patience))
+    return list(arms.values())

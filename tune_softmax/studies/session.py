@@ -1,0 +1,309 @@
+"""What every run needs around its trials: data, a cluster, a log, and a way to stop well."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune_softmax import environment
+from tune_softmax.data.dataset import load_dataset
+from tune_softmax.errors import (
+    ClusterLostError,
+    ExperimentError,
+    ResultsError,
+    SearchInterruptedError,
+)
+from tune_softmax.experiment import experiment as experiments
+from tune_softmax.gc_paused import lasting
+from tune_softmax.metrics import State
+from tune_softmax.scheduler.progress import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from tune_softmax.cluster.connect import Cluster
+    from tune_softmax.data.dataset import Dataset
+    from tune_softmax.experiment.experiment import Experiment
+    from tune_softmax.run.folder import RunFolder
+    from tune_softmax.scheduler.dispatcher import Job
+
+__all__ = [
+    "ResultsImport",
+    "Stop",
+    "check_dataset",
+    "check_unchanged",
+    "interruptible",
+    "logging_to",
+    "prepared",
+    "run",
+    "write_description",
+    "write_experiment",
+]
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+logger = logging.getLogger("tune_softmax")
+
+
+@contextmanager
+def prepared(
+    experiment: Experiment,
+    address: str | None,
+    data_dir: Path | str | None,
+    observe: Callable[[Snapshot], None],
+) -> Iterator[tuple[Dataset, Cluster]]:
+    """Load the dataset and import while Ray starts; check that the cluster can run a pack."""
+
+    def tell(phase: str) -> None:
+        observe(Snapshot(phase, experiment.search.num_trials, Counter()))
+
+    options = experiment.dataset
+    with ExitStack() as stack:
+        with lasting():
+            tell("loading the dataset")
+            executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+            loading = executor.submit(
+                load_dataset,
+                options.name,
+                path=options.path,
+                validation=options.validation,
+                train_fraction=options.train_fraction,
+                split_seed=options.split_seed,
+                data_dir=Path(data_dir) if data_dir else None,
+            )
+            from tune_softmax.cluster.connect import connect  # Ray, while images are inflated
+
+            connecting = stack.enter_context(connect(address, experiment.resources))
+            for slow in ("cluster.driver", "scheduler.study", "run.ledger"):  # Ray Tune, Optuna, SQLAlchemy
+                importlib.import_module(f"tune_softmax.{slow}")
+            dataset = loading.result()
+            _check_batch_size(experiment, len(dataset.train))
+            tell(
+                f"joining the cluster at {address}" if address else "starting Ray on this machine"
+            )
+            cluster = connecting.result()
+            for number in CAUGHT:  # Ray has put handlers of its own before ours
+                signal.signal(number, signal.getsignal(number))
+            cluster.num_packs(experiment.resources)
+            tell("starting workers")
+            gc.freeze()  # what was imported stays; looking through it takes 0.1 s
+        yield dataset, cluster
+
+
+def _check_batch_size(experiment: Experiment, num_images: int) -> None:
+    largest = experiment.space.largest("batch_size")
+    if largest > num_images:
+        raise ExperimentError(
+            f"{experiment.name}: space.batch_size: at most the {num_images:,} training images of "
+            f"{experiment.dataset.name}, got up to {largest:,}; lower it, or hold out less"
+        )
+
+
+def write_description(folder: RunFolder, experiment: Experiment, dataset: Dataset) -> None:
+    """Write what a run is made of: the experiment, and where and with what it runs."""
+    write_experiment(folder, experiment)
+    description = {
+        "command": sys.argv,
+        **environment.describe(),
+        "seed": experiment.search.seed,
+        "split_seed": experiment.dataset.split_seed,
+        "dataset": dataset.name,
+        "dataset_checksum": dataset.checksum,
+    }
+    _write(folder.environment, json.dumps(description, indent=2) + "\n")
+
+
+def write_experiment(folder: RunFolder, experiment: Experiment) -> None:
+    """Write the experiment, or write it anew; whatever happens, the file is whole."""
+    _write(folder.experiment, experiment.to_yaml())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that it is on the disk before the ledger's first transaction is."""
+    draft = path.with_name(f"{path.name}.part")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def check_unchanged(folder: RunFolder, meta: Mapping[str, str], now: Experiment) -> None:
+    """Refuse a run whose experiment file no longer says what the run was made with.
+
+    Where it runs may change, and a resume that was cut off may have left more trials or time.
+    """
+    if "experiment" not in meta:  # release 0.1.0 did not record it
+        return
+    made = experiments.parse(meta["experiment"], str(folder.experiment)).model_dump(mode="json")
+    differences = [
+        f"{section}.{key} was {made[section][key]!r} and is {value!r}"
+        for section in ("dataset", "model", "space", "search")
+        for key, value in now.model_dump(mode="json")[section].items()
+        if value != made[section][key] and key not in {"num_trials", "time_budget_s", "path"}
+    ]
+    if differences:
+        raise ResultsError(
+            f"{folder.experiment}: the run was made with another experiment: "
+            f"{'; '.join(differences)}; put it back, or begin a new search"
+        )
+
+
+def check_dataset(folder: RunFolder, recorded: str, dataset: Dataset) -> None:
+    """Refuse to go on with a run on other images than it began with."""
+    if dataset.checksum != recorded:
+        raise ResultsError(
+            f"{folder.path}: the run was made with data of checksum {recorded[:12]}, but the "
+            f"dataset there now has {dataset.checksum[:12]}; give the same data by --data-dir"
+        )
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Write our log to a file for as long as the context lasts."""
+    handler = _LogFile(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        with suppress(OSError):  # a full disk again
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that leaves a full disk to the ledger, which stops the run with one message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing of a line that cannot be written."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class Stop:
+    """A request to stop: set by a signal or by the time budget, looked at between events.
+
+    Attributes:
+        signal: The signal that came, if one did.
+        deadline: On the monotonic clock, if there is a time budget.
+        is_gentle: Whether a search looks at it; before that a signal interrupts what is under way.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.deadline: float | None = None
+        self.is_gentle = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to stop."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return late or self.signal is not None
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request to stop; a second SIGINT ends at once.
+
+    SIGUSR1 is what batch systems send as a warning.
+    """
+    stop = Stop()
+
+    def request(number: int, _frame: object) -> None:
+        stop.signal = signal.Signals(number)
+        signal.alarm(0)  # Ray's handler of SIGTERM would abort us 3 s after it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not stop.is_gentle:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, request) for number in CAUGHT}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class ResultsImport:
+    """Imports what results need, pandas above all, where nobody waits for it.
+
+    That is when a place has nothing left to train, or at the latest while Ray shuts down.
+    """
+
+    def __init__(self) -> None:
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """Import in the background, unless that has begun."""
+        if not self._has_begun:
+            self._has_begun = True
+            reading = ("tune_softmax.run.results",)
+            threading.Thread(target=importlib.import_module, args=reading, daemon=True).start()
+
+    def with_last_pack(self, observe: Callable[[Snapshot], None]) -> Callable[[Snapshot], None]:
+        """Return an observer that begins once the last pack trains alone, and tells `observe`."""
+
+        def look(snapshot: Snapshot) -> None:
+            observe(snapshot)
+            num_left = snapshot.num_trials - snapshot.num_done
+            if snapshot.num_packs == 1 and snapshot.states[State.RUNNING] == num_left:
+                self.begin()
+
+        return look
+
+
+def run(
+    folder: RunFolder, job: Job, scratch: Path, stop: Stop, time_budget_s: float | None = None
+) -> None:
+    """Train what is left of an agenda, and record how it ended.
+
+    Args:
+        folder: The run's folder.
+        job: What to train; its `should_stop` is `stop.is_due`.
+        scratch: Where Ray Tune may write what nobody reads.
+        stop: Who says when to stop.
+        time_budget_s: Seconds for all of the run, those of earlier attempts included.
+
+    Raises:
+        SearchInterruptedError: A signal stopped it; it can be resumed.
+        ClusterLostError: Ray ended before it was done; it can be resumed.
+    """
+    from tune_softmax.cluster.driver import drive
+
+    started = time.monotonic()
+    if time_budget_s is not None:
+        ended = [detail for _, kind, detail in job.ledger.events() if kind == "ended"]
+        stop.deadline = started + time_budget_s - sum(d.get("seconds", 0) for d in ended)
+    stop.is_gentle = True
+    results = ResultsImport()
+    outcome = drive(replace(job, observe=results.with_last_pack(job.observe)), scratch)
+    results.begin()
+    reason = "finished"
+    if outcome.was_stopped:
+        reason = f"stopped by {stop.signal.name if stop.signal else 'the time budget'}"
+    job.ledger.event("ended", reason=reason, seconds=round(time.monotonic() - started, 3))
+    logger.info("%s: %d of %d trials done", reason, outcome.num_done, outcome.num_trials)
+    if stop.signal is not None:
+        raise SearchInterruptedError(
+            stop.signal, folder.path, outcome.num_done, outcome.num_trials
+        )
+    if outcome.num_done < outcome.num_trials and not outcome.was_stopped:
+        raise ClusterLostError(
+            f"{folder.path}: Ray ended after {outcome.num_done} of {outcome.num_trials} trials; "
+            f"nothing done is lost, go on with `tune-softmax resume {folder.path}`"
+        )

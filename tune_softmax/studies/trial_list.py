@@ -1,0 +1,156 @@
+"""Train a list of trials in a folder of its own, to their test-set results; or go on with one.
+
+What a study of remedies and a confirmation have in common. That the test set is opened is in the
+folder's ledger before it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tune_softmax.data.dataset import load_test
+from tune_softmax.run.ledger import Ledger
+from tune_softmax.studies import session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from tune_softmax.data.dataset import Dataset, Split
+    from tune_softmax.experiment.experiment import Experiment
+    from tune_softmax.run.folder import RunFolder
+    from tune_softmax.scheduler.agenda import Agenda
+    from tune_softmax.scheduler.progress import Snapshot
+
+__all__ = ["Listed", "load_test_set"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A list of trials to train in a folder.
+
+    Attributes:
+        folder: Its folder; one that has a ledger is gone on with.
+        kind: What the folder holds, for its ledger.
+        experiment: Where dataset, model options and resources come from.
+        agenda: The trials.
+        train_fraction: How much of the training images to load; the trials' own fractions are
+            of these.
+        meta: What else the run is known by. Where it has grown since, the ledger notes that.
+    """
+
+    folder: RunFolder
+    kind: str
+    experiment: Experiment
+    agenda: Agenda
+    train_fraction: float = 1.0
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to go on with."""
+        ledger = self.folder.ledger
+        return not isinstance(ledger, Path) or ledger.exists()
+
+    def train(
+        self,
+        *,
+        address: str | None,
+        data_dir: Path | str | None,
+        observe: Callable[[Snapshot], None],
+        before: Callable[[Dataset], None],
+    ) -> None:
+        """Train what is left, and evaluate every complete trial on the test set.
+
+        Args:
+            address: HOST:PORT of a Ray cluster; by default a local one of our own.
+            data_dir: Where datasets are.
+            observe: Called with every change, to display it.
+            before: Called with training and validation images before anything is written or the
+                test set is opened, to refuse them or to record the opening elsewhere too.
+
+        Raises:
+            DataError: The dataset cannot be had.
+            ClusterError: A request that no node can ever meet.
+            ResultsError: The folder is in use, or its dataset or experiment has changed.
+            SearchInterruptedError: A signal stopped it; it can be gone on with.
+        """
+
+        def show(snapshot: Snapshot) -> None:
+            # The best one by validation means nothing here.
+            phase = "training" if snapshot.phase == "searching" else snapshot.phase
+            observe(replace(snapshot, phase=phase, best=None))
+
+        loaded = self.experiment.dataset.model_copy(update={"train_fraction": self.train_fraction})
+        source = self.experiment.model_copy(update={"dataset": loaded})
+        with (
+            session.interruptible() as stop,
+            session.prepared(source, address, data_dir, show) as (dataset, cluster),
+        ):
+            before(dataset)
+            with self._opened(dataset) as ledger:
+                from tune_softmax.scheduler.dispatcher import Job
+
+                _record_opening(ledger, self.kind)
+                job = Job(
+                    experiment=self.experiment,
+                    agenda=self.agenda,
+                    ledger=ledger,
+                    dataset=dataset,
+                    num_places=cluster.num_packs(self.experiment.resources),
+                    should_stop=lambda: stop.is_due,
+                    observe=show,
+                    test=load_test_set(self.experiment, data_dir),
+                )
+                session.run(self.folder, job, cluster.folder, stop)
+
+    @contextmanager
+    def _opened(self, dataset: Dataset) -> Iterator[Ledger]:
+        """Make the folder and its ledger, or open them and see that nothing has changed."""
+        folder, meta = self.folder, {"kind": self.kind, **self.meta}
+        is_begun = self.is_begun
+        if not folder.path.exists():
+            folder.create()
+        with folder.writing(), session.logging_to(folder.log):
+            if is_begun:
+                ledger = Ledger.open(folder.ledger, writable=True)
+            else:
+                session.write_description(folder, self.experiment, dataset)
+                meta |= {
+                    "dataset_checksum": dataset.checksum,
+                    "experiment": self.experiment.to_yaml(),
+                }
+                ledger = Ledger.create(folder.ledger, meta)
+            with closing(ledger):
+                recorded = ledger.meta()
+                session.check_unchanged(folder, recorded, self.experiment)
+                session.check_dataset(folder, recorded["dataset_checksum"], dataset)
+                if recorded != recorded | dict(self.meta):
+                    ledger.set_meta(self.meta, "extended", **self.meta)
+                yield ledger
+
+
+def load_test_set(experiment: Experiment, data_dir: Path | str | None) -> Split:
+    """Return the test set of an experiment's dataset.
+
+    Args:
+        experiment: Which dataset.
+        data_dir: Where datasets are.
+
+    Raises:
+        DataError: It cannot be had.
+    """
+    options = experiment.dataset
+    return load_test(
+        options.name, path=options.path, split_seed=options.split_seed, data_dir=data_dir
+    )
+
+
+def _record_opening(ledger: Ledger, kind: str) -> None:
+    """Record that the test set is about to be opened, once for each list of trials."""
+    kinds = [event for _, event, _ in ledger.events()]
+    before = kinds[::-1].index("extended") if "extended" in kinds else len(kinds)
+    if "test_opened" not in kinds[len(kinds) - before :]:
+        ledger.event("test_opened", command=kind)
