@@ -287,6 +287,59 @@ def test_results_load_neither_torch_nor_ray():
     ) & {"torch", "ray"}
 
 
+PUBLIC = """
+import tune_softmax
+from tune_softmax import errors
+for name in tune_softmax.__all__:
+    assert name in dir(tune_softmax), name
+assert set(errors.__all__) <= set(tune_softmax.__all__)
+assert sorted(tune_softmax.__all__) == tune_softmax.__all__
+"""
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    """`dir()` knows all names before any is imported, and the errors need no import."""
+    heavy = {"torch", "ray", "optuna", "pandas", "numpy", "pydantic", "sqlalchemy", "typer"}
+    assert not loaded_by(PUBLIC) & heavy
+
+
+def test_every_public_name_can_be_had():
+    """Each name of `__all__` is what its documentation says; others are refused as usual."""
+    loaded_by(f"""{PUBLIC}
+for name in tune_softmax.__all__:
+    assert getattr(tune_softmax, name) is not None, name
+    assert name == "__version__" or callable(getattr(tune_softmax, name)), name
+from importlib.metadata import version
+assert tune_softmax.__version__ == version("tune-softmax")
+assert not hasattr(tune_softmax, "no_such_name")
+""")
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "import tune_softmax.oracle.path", "import tune_softmax; tune_softmax.oracle"],
+    ids=["nothing before", "the folder before", "the verb before"],
+)
+def test_oracle_is_a_verb_and_a_folder(before):
+    """`tune_softmax.oracle(...)` works whatever was imported before, and so does the folder."""
+    loaded_by(f"""{before}
+import tune_softmax
+from tune_softmax import ExperimentError
+from tune_softmax.experiment import experiment as experiments
+several = experiments.load("experiments/mlp.yaml")
+for _ in range(2):
+    try:
+        tune_softmax.oracle(several)
+    except ExperimentError as error:
+        assert "hidden" in str(error), error
+    else:
+        raise AssertionError
+    import tune_softmax.oracle.path
+    from tune_softmax.oracle.solver import Solver
+assert tune_softmax.oracle.path.oracle is not tune_softmax.oracle
+""")
+
+
 @pytest.mark.slow
 def test_nothing_happens_on_import(tmp_path):
     """Importing every module makes no folder and no file, and sets up no logging."""

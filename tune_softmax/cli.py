@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from importlib import metadata
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -33,12 +34,33 @@ from tune_softmax.errors import StorageError, TuneSoftmaxError
 __all__ = ["app", "main", "program"]
 
 app = typer.Typer(
-    help="Search, train and analyse softmax regression, many trials as one matrix product.",
+    help="Search, train and analyse softmax regression: many trials train as one matrix product.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's form
+    if wanted:
+        print(f"tune-softmax {metadata.version('tune-softmax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that belong to no command; the help text is the application's."""
+
+
 for command in (
     searching.search,
     searching.resume,

@@ -43,7 +43,7 @@ def results(
         Path | None, typer.Option("--output", "-o", help="A file instead of the terminal.")
     ] = None,
 ) -> None:
-    """Print a run's trials."""
+    """Print a run's trials, as a table or as CSV, JSON, Parquet."""
     from tune_softmax.commands import result_tables
     from tune_softmax.run.results import load
 

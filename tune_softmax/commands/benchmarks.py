@@ -1,4 +1,4 @@
-"""`bench`: speed on this machine, one command a question."""
+"""`bench`: measure speed on this machine, one command for each question."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Part", "overhead", "packed", "race", "scaling", "search"]
 
 
 class Part(StrEnum):
-    """What `scaling` makes larger."""
+    """What `scaling` increases."""
 
     PACKS = "packs"
     NODES = "nodes"
@@ -46,11 +46,15 @@ def packed(
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads of a pack.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[
-        Precision, typer.Option(help="In which packs multiply; the products alone are float32.")
+        Precision, typer.Option(help="How packs multiply; the products alone are always float32.")
     ] = "float32",
     json_file: _JsonOption = None,
 ) -> None:
-    """Seconds per trial-epoch: one at a time, packs of 1 to 256, and the products alone."""
+    """Measure seconds per trial-epoch, alone and in packs.
+
+    The table compares trials trained one at a time, packs of 1 to 256 trials, and the matrix
+    products alone, which no way of training can beat.
+    """
     from tune_softmax.bench import packed as benchmark
     from tune_softmax.bench.conditions import Conditions
 
@@ -77,11 +81,16 @@ def race(
     ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Training images.")] = 50_000,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[Precision, typer.Option(help="In which packs multiply.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of configurations and all else.")] = 0,
+    precision: Annotated[Precision, typer.Option(help="How packs multiply.")] = "float32",
+    seed: Annotated[
+        int, typer.Option(help="Decides the configurations and everything random.")
+    ] = 0,
     json_file: _JsonOption = None,
 ) -> None:
-    """Thousands of configurations through ASHA, by the engine alone: no Ray, sampler or ledger."""
+    """Race thousands of configurations through ASHA, without Ray.
+
+    The engine runs alone: there is no sampler and no ledger either.
+    """
     from tune_softmax.bench import race as benchmark
     from tune_softmax.bench.conditions import Conditions
 
@@ -103,25 +112,27 @@ def search(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to measure beside us: optuna, scikit-learn, syne-tune, ray-tutorial, or "
-            "tune_softmax-to-limit, us with as many trials as the time limit leaves room for; "
-            "repeat for more; tune_softmax: us alone.  [default: all]"
+            help="What to measure beside tune_softmax: optuna, scikit-learn, syne-tune, "
+            "ray-tutorial, or tune_softmax-to-limit (as many trials as the time limit allows); "
+            "repeat for more. tune_softmax measures nothing else.  [default: all]"
         ),
     ] = None,
-    num_trials: Annotated[int, typer.Option(min=1, help="Configurations that each tries.")] = 256,
+    num_trials: Annotated[int, typer.Option(min=1, help="Configurations for each tool.")] = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 1,
     limit_s: Annotated[
         float,
-        typer.Option(help="Seconds after which a search is ended, and its time reckoned."),
+        typer.Option(
+            help="Stop a search after so many seconds; its whole time is then estimated."
+        ),
     ] = 300.0,
     num_seeds: Annotated[
         int,
-        typer.Option(min=0, help="Seeds with which winners are trained anew; 0: not at all."),
+        typer.Option(min=0, help="Seeds with which each winner is trained again; 0 skips that."),
     ] = 8,
     data_dir: DataDirOption = None,
     json_file: _JsonOption = None,
 ) -> None:
-    """Whole searches on Fashion-MNIST, ours and others', from typing to result."""
+    """Time whole searches on Fashion-MNIST, ours and other tools'."""
     from tune_softmax.bench.conditions import Conditions
     from tune_softmax.bench.search import bench_search
     from tune_softmax.bench.search_table import format_table, to_json
@@ -147,7 +158,7 @@ def overhead(
     ] = 10_000,
     json_file: _JsonOption = None,
 ) -> None:
-    """Where time goes besides training: commands, imports, Ray, ledger, sampler, by part."""
+    """Measure the time outside training: start, Ray, ledger."""
     from tune_softmax.bench import overhead as benchmark
     from tune_softmax.bench.conditions import Conditions
 
@@ -159,12 +170,13 @@ def overhead(
 def scaling(
     part: Annotated[
         list[Part] | None,
-        typer.Option(help="What to make larger; repeat for more.  [default: all three]"),
+        typer.Option(help="What to increase; repeat for more.  [default: all three]"),
     ] = None,
     num_trials: Annotated[
         list[int] | None,
         typer.Option(
-            help="Trials; repeat for more. Packs and nodes take the first.  [default: 100 1000]"
+            help="Numbers of trials; repeat for more. The parts packs and nodes use the first.  "
+            "[default: 100 1000]"
         ),
     ] = None,
     dataset: Annotated[str, typer.Option(help="digits, fashion-mnist, ...")] = "digits",
@@ -176,7 +188,7 @@ def scaling(
     data_dir: DataDirOption = None,
     json_file: _JsonOption = None,
 ) -> None:
-    """How a search grows with packs at once, local nodes, and trials; with memory over time."""
+    """Measure time and memory with more packs, nodes or trials."""
     from tune_softmax.bench import scaling as benchmark
     from tune_softmax.bench.conditions import Conditions
 
@@ -196,12 +208,12 @@ def scaling(
 
 
 def _tell(line: str) -> None:
-    """Say what is under way."""
+    """Print what is being measured now."""
     print(line, file=sys.stderr, flush=True)
 
 
 def _show(table: str, json_file: Path | None, content: str) -> None:
-    """Print what was measured, and write it where that is asked for."""
+    """Print the table, and write the figures to a file where one is named."""
     print(table)
     if json_file is not None:
         try:

@@ -21,7 +21,7 @@ def validate(
         bool, typer.Option("--schema", help="Print the JSON schema that editors use.")
     ] = False,
 ) -> None:
-    """Check an experiment file and print it with every default written out."""
+    """Check an experiment file and print it with all defaults."""
     from tune_softmax.experiment import experiment as experiments
 
     if schema:
@@ -43,7 +43,7 @@ def check(
         ),
     ] = False,
 ) -> None:
-    """Hold a run against every rule that its files must keep, and name each that is broken."""
+    """Check that a run's files are sound and agree."""
     from tune_softmax.run import check as audit
     from tune_softmax.run.folder import RunFolder
     from tune_softmax.run.ledger import Ledger
@@ -57,7 +57,7 @@ def check(
 
 
 def doctor(data_dir: DataDirOption = None) -> None:
-    """Say what is here: Python, packages, processor, GPUs, datasets, disk."""
+    """Print Python, packages, processor, GPUs, datasets, disk."""
     from tune_softmax.commands import doctor as diagnosis
 
     terminal = console()

@@ -18,7 +18,10 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="RUN|URL", help=PLACE)],
     target: Annotated[str, typer.Argument(metavar="URL|RUN", help=f"The other one. {PLACE}")],
 ) -> None:
-    """Copy a run to an address, also while a search writes it; or bring the newest copy back."""
+    """Copy a run to S3, Google Cloud or a folder, or back.
+
+    A run can be copied while a search writes it. Copying back takes the newest whole copy.
+    """
     from tune_softmax.export import copies
     from tune_softmax.export.stores import Store, is_address
     from tune_softmax.run.folder import RunFolder

@@ -34,7 +34,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a run for another tool, such as an Optuna study."""
+    """Write a run in the format of another tool (Optuna)."""
     from tune_softmax.export import optuna_file
     from tune_softmax.run.folder import RunFolder
 

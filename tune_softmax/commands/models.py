@@ -32,7 +32,7 @@ def train(
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Train one configuration, evaluate it on the test set, save weights and pictures."""
+    """Train one configuration, test it and save the model."""
     from tune_softmax.commands.result_tables import confusion_table
     from tune_softmax.studies import chosen
     from tune_softmax.studies import train as single

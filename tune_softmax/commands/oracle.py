@@ -37,7 +37,11 @@ def oracle(
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Compute the convex optimum for a path of penalties, certified: what a search can reach."""
+    """Compute the best loss that weight decay can reach.
+
+    The convex optimum is computed for a path of weight decays, each with a certified bound.
+    Training to convergence with weight decay alone cannot do better than the best of them.
+    """
     from tune_softmax.commands import result_tables
     from tune_softmax.experiment import experiment as experiments
     from tune_softmax.oracle import path as oracles

@@ -39,7 +39,7 @@ def report(
         typer.Option(min=1, max=65535, help="The port to serve at.  [default: a free one]"),
     ] = None,
 ) -> None:
-    """Write what a run found as one HTML page that needs no network."""
+    """Write a run's report: one HTML page, no network needed."""
     if port is not None and not serve:
         raise typer.BadParameter("--port goes with --serve")
     from tune_softmax.report.inputs import gather

@@ -91,7 +91,7 @@ def search(
     track: TrackOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Search an experiment's space and print the ten best trials."""
+    """Search a space of hyperparameters and print the best trials."""
     overrides = {
         "search.num_trials": num_trials,
         "search.time_budget_s": time_budget_s,
@@ -136,7 +136,7 @@ def resume(
     track: TrackOption = None,
     strict: StrictOption = False,
 ) -> None:
-    """Run what is left of a search or a study, or more than a search was asked for."""
+    """Go on with a stopped run, or give a search more trials."""
     from tune_softmax.run.folder import SEARCH, RunFolder
 
     if RunFolder(run).kind != SEARCH:

@@ -32,7 +32,7 @@ def remedies(
     address: AddressOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Compare remedies against overfitting, and all together, with a baseline that has none."""
+    """Compare remedies against overfitting with a baseline."""
     from tune_softmax.commands.display import Display
     from tune_softmax.experiment import experiment as experiments
 
@@ -62,7 +62,7 @@ def confirm(
     address: AddressOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Train a search's best trials again over seeds, and measure them on the test set."""
+    """Retrain the best trials over seeds and test them."""
     from tune_softmax.commands.display import Display
     from tune_softmax.studies import confirm as confirmation
 
@@ -83,7 +83,7 @@ def predict(
         ),
     ],
 ) -> None:
-    """Classify pictures by the confirmed winner of a search."""
+    """Classify pictures with the confirmed winner of a search."""
     from tune_softmax.studies import predict as prediction
 
     terminal = console()

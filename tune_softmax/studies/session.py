@@ -87,7 +87,11 @@ def prepared(
             from tune_softmax.cluster.connect import connect  # Ray, while images are inflated
 
             connecting = stack.enter_context(connect(address, experiment.resources))
-            for slow in ("cluster.driver", "scheduler.study", "run.ledger"):  # Ray Tune, Optuna, SQLAlchemy
+            for slow in (
+                "cluster.driver",
+                "scheduler.study",
+                "run.ledger",
+            ):  # Ray Tune, Optuna, SQLAlchemy
                 importlib.import_module(f"tune_softmax.{slow}")
             dataset = loading.result()
             _check_batch_size(experiment, len(dataset.train))
