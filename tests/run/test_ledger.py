@@ -521,10 +521,21 @@ def test_another_schema_asks_for_the_version_that_wrote_it(ledger, location, ver
     ledger.close()
     for writable in (False, True):
         with pytest.raises(
-            ResultsError, match=f"version {version}, this .* reads 1 to 2"
+            ResultsError, match=f"version {version}, this .* reads version 2 alone; use the"
         ) as caught:
             Ledger.open(location, writable=writable)
         assert caught.value.exit_code == 2
+
+
+def test_a_ledger_of_the_first_schema_is_refused(ledger, location):
+    """It had no checksums; that says which schema it is, and is no damage."""
+    with ledger._storage.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE meta DROP COLUMN checksum")
+        connection.exec_driver_sql("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+    ledger.close()
+    with pytest.raises(ResultsError, match=r"has schema version 1, .* search again$") as caught:
+        Ledger.open(location)
+    assert caught.value.exit_code == 2
 
 
 def read_whole(location):

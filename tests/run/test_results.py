@@ -2,13 +2,10 @@
 
 import json
 import math
-import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,6 +17,7 @@ from tune_softmax.metrics import EpochMetrics, Report, State, trial_value
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.results import load
+from tune_softmax.run.tables import TRIALS as TRIALS_TABLE
 
 EXPERIMENT = """
 dataset: {{name: digits}}
@@ -265,7 +263,7 @@ def test_reading_needs_neither_torch_nor_ray_nor_optuna(make_run):
     """Results load fast, in a fresh process."""
     code = (
         "import sys; from tune_softmax.run.results import load; "
-        "from tune_softmax import tables; load(sys.argv[1]).best(); "
+        "from tune_softmax.commands import result_tables; load(sys.argv[1]).best(); "
         "print(sorted({'torch', 'ray', 'optuna', 'sklearn', 'matplotlib'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, make_run(TRIALS)]
@@ -296,19 +294,20 @@ def test_a_damaged_experiment_is_a_damaged_run(make_run, content, expected):
 
 
 @pytest.mark.parametrize(
-    "harm",
-    [
-        "UPDATE trials SET config = json_set(config, '$.batch_size', 'x')",
-        "UPDATE trials SET config = json_set(config, '$.learning_rate', null)",
-        "UPDATE trials SET rung = 'low'",
-    ],
+    "wrong",
+    [{"config": {"batch_size": "x"}}, {"config": {"learning_rate": None}}, {"rung": "low"}],
+    ids=str,
 )
-def test_a_value_of_the_wrong_type_is_a_damaged_run(tmp_path, harm):
-    """A dataframe's types are kept, or the run is refused, by a ledger without checksums too."""
-    old = Path(__file__).parents[1] / "assets/v0.1.0/finished"
-    folder = RunFolder(shutil.copytree(old, tmp_path / "run"))
-    with closing(sqlite3.connect(folder.ledger)) as connection, connection:
-        connection.execute(harm)
+def test_a_value_of_the_wrong_type_is_a_damaged_run(make_run, wrong):
+    """A dataframe's types are kept, or the run is refused, even where the checksums are right."""
+    folder = RunFolder(make_run(TRIALS))
+    with (
+        closing(Ledger.open(folder.ledger, writable=True)) as ledger,
+        ledger._transaction() as batch,
+    ):
+        (row,) = batch.find(TRIALS_TABLE, [1])
+        config = json.loads(row["config"]) | wrong.get("config", {})
+        batch.put(TRIALS_TABLE, [{**row, **wrong, "config": json.dumps(config)}])
     try:
         trials = load(folder.path).trials
     except DamagedRunError as error:

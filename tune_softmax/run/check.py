@@ -229,10 +229,13 @@ def _is_time(text: object) -> bool:
 def _experiment(folder: RunFolder, contents: Contents, *, is_search: bool) -> Iterator[str]:
     """Say what contradicts the experiment, and whether its file is the one of the ledger."""
     name = folder.experiment.name
+    text = contents.meta.get("experiment")
+    if text is None:
+        yield "table meta: has no experiment"
+        return
     try:
         asked = experiments.load(folder.experiment)
-        text = contents.meta.get("experiment")  # release 0.1.0 did not record it
-        made = asked if text is None else experiments.parse(text, "table meta, key experiment")
+        made = experiments.parse(text, "table meta, key experiment")
     except ExperimentError as error:
         yield "; ".join(str(error).splitlines())
         return

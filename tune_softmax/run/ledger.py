@@ -9,7 +9,6 @@ written, or is gone, is a damaged run: every read holds its rows against their c
 from __future__ import annotations
 
 import json
-import logging
 import math
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -20,14 +19,12 @@ import sqlalchemy as sa
 
 from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError, ResultsError
-from tune_softmax.gc_paused import lasting
 from tune_softmax.metrics import CURVES, EpochMetrics, FinalTest, Report, State
 from tune_softmax.run.postgresql import PostgresqlSchema, ServerLocation
 from tune_softmax.run.sqlite import SqliteFile
 from tune_softmax.run.tables import (
     EPOCHS,
     EVENTS,
-    FIRST_SCHEMA,
     META,
     SCHEMA_VERSION,
     TESTS,
@@ -39,7 +36,6 @@ from tune_softmax.run.tables import (
     place,
     read_seal,
 )
-from tune_softmax.run.upgrade import upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Contents", "Ledger", "TrialRecord"]
 
 _T = TypeVar("_T")
-
-logger = logging.getLogger("tune_softmax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +97,10 @@ class Ledger:
 
     Args:
         storage: Where it lies.
-        version: The schema's version, `SCHEMA_VERSION` wherever it may be written.
     """
 
-    def __init__(
-        self, storage: SqliteFile | PostgresqlSchema, version: int = SCHEMA_VERSION
-    ) -> None:
+    def __init__(self, storage: SqliteFile | PostgresqlSchema) -> None:
         self._storage = storage
-        self._version = version
         self._shared: sa.Connection | None = None  # while `snapshot` lasts
 
     @classmethod
@@ -138,16 +128,13 @@ class Ledger:
     def open(cls, location: Path | ServerLocation, *, writable: bool = False) -> Ledger:
         """Open a ledger.
 
-        One that an earlier release wrote is read as it is; to be written, it is upgraded after a
-        copy of it was made.
-
         Args:
             location: Where it is.
             writable: Whether this process will write; one at a time may. All that it holds is
                 checked first.
 
         Raises:
-            ResultsError: There is no ledger there, or a newer version wrote it.
+            ResultsError: There is no ledger there, or it has another schema.
             DamagedRunError: It is not a ledger, something of it is lost, or it contradicts itself.
             RunInUseError: Another session writes it.
             StorageError: It cannot be reached, or not be written.
@@ -192,7 +179,7 @@ class Ledger:
         ledger = cls(storage)
         with ledger._kept_if_sound():
             storage.check_made()
-            ledger._version = ledger._read_version()
+            ledger._check_version()
             loss = ledger._loss()
             if loss is not None and not accepts_loss:
                 raise DamagedRunError(loss[1])
@@ -212,51 +199,36 @@ class Ledger:
             self._storage.close()
             raise
 
-    def _read_version(self) -> int:
-        """Return the schema's version, which every schema keeps in a row of the same form."""
+    def _check_version(self) -> None:
+        """Refuse a ledger of another schema; every schema keeps its version in a row of `meta`.
+
+        The row is read by itself, because other schemas have other columns.
+        """
         with self._reading() as connection:
             whole: sa.Select[Any] = sa.select(sa.literal_column("*")).select_from(META)
             rows = [dict(row) for row in connection.execute(whole).mappings()]
-        row = next((row for row in rows if row["key"] == "schema_version"), None)
-        if row is None:
+        row = next((row for row in rows if row.get("key") == "schema_version"), None)
+        if row is None or "value" not in row:
             raise self._damaged(["table meta: names no schema version"])
-        is_sealed = "checksum" in row
-        if is_sealed and not is_as_written(META, row):
+        if "checksum" in row and not is_as_written(META, row):
             raise self._damaged([f"{place(META, row)}: is not what was written"])
-        for known in (FIRST_SCHEMA, SCHEMA_VERSION):
-            if row["value"] == str(known) and is_sealed == (known > FIRST_SCHEMA):
-                return known
-        raise ResultsError(
-            f"{self._storage.name}: the ledger has schema version {row['value']}, this "
-            f"tune_softmax reads {FIRST_SCHEMA} to {SCHEMA_VERSION}; use the version that wrote "
-            "it (see environment.json)"
-        )
+        if row["value"] != str(SCHEMA_VERSION) or "checksum" not in row:
+            raise ResultsError(
+                f"{self._storage.name}: the ledger has schema version {row['value']}, this "
+                f"tune_softmax reads version {SCHEMA_VERSION} alone; use the tune_softmax that "
+                "wrote it (see environment.json), or search again"
+            )
 
     def _loss(self) -> tuple[int | None, str] | None:
-        if self._version == FIRST_SCHEMA:  # it counts no transactions
-            return None
         with self._reading() as connection:
             return self._storage.loss(read_seal(connection).commits)
 
     def _begin_writing(self) -> None:
         if faults := self.contents().faults:
             raise self._damaged(faults)
-        if self._version == SCHEMA_VERSION:
-            with self._reading() as connection:
-                commits = read_seal(connection).commits
-            self._storage.begin_writing(commits)
-            return
-        assert isinstance(self._storage, SqliteFile), "release 0.1.0 knew no server"
-        copy = self._storage.back_up(f".v{self._version}.bak")
-        self._storage.begin_writing(0)
-        with self._storage.engine.begin() as connection:
-            commits = upgrade(connection, copy.name)
-        self._storage.note_commit(commits)
-        logger.warning(
-            "%s: upgraded from schema %d to %d; the ledger as it was is in %s",
-            *(self._storage.name, self._version, SCHEMA_VERSION, copy.name),
-        )
-        self._version = SCHEMA_VERSION
+        with self._reading() as connection:
+            commits = read_seal(connection).commits
+        self._storage.begin_writing(commits)
 
     def close(self) -> None:
         """Close the ledger; a writer's SQLite file is one plain file then, see `SqliteFile`."""
@@ -426,21 +398,17 @@ class Ledger:
         self, connection: sa.Connection, table: sa.Table, read: Callable[[dict[str, Any]], _T]
     ) -> tuple[list[_T], list[str]]:
         """Return a table's values, and what is wrong with it."""
-        is_sealed = self._version > FIRST_SCHEMA
-        if table is TESTS and not is_sealed:
-            return [], []
         faults = []
         values = []
-        with lasting():
-            fetched = fetch(connection, table, is_sealed=is_sealed)
-            for index, row in enumerate(fetched.rows):
-                fault = fetched.faults.get(index)
-                try:
-                    values.append(read(row))
-                except (ValueError, TypeError, KeyError) as error:
-                    fault = f"cannot be read ({error})"
-                if fault is not None:
-                    faults.append(f"{place(table, row)}: {fault}")
+        fetched = fetch(connection, table)
+        for index, row in enumerate(fetched.rows):
+            fault = fetched.faults.get(index)
+            try:
+                values.append(read(row))
+            except (ValueError, TypeError, KeyError) as error:
+                fault = f"cannot be read ({error})"
+            if fault is not None:
+                faults.append(f"{place(table, row)}: {fault}")
         if fetched.loss is not None:
             faults.append(f"table {table.name}: {fetched.loss}")
         return values, faults

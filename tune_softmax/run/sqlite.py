@@ -16,7 +16,6 @@ import time
 import zlib
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -264,39 +263,7 @@ class SqliteFile:
         reason = f"{self._path.parent}: cannot write there ({error})"
         return StorageError(f"{reason}; make room or give write access, then resume the run")
 
-    # Copies, checks, errors
-
-    def back_up(self, suffix: str) -> Path:
-        """Copy the whole ledger, with what is in its write-ahead log, to a file beside it.
-
-        Args:
-            suffix: Of the copy's name.
-
-        Returns:
-            The copy, one plain file.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
-        target, draft = self._beside(suffix), self._beside(f"{suffix}.part")
-        try:
-            draft.unlink(missing_ok=True)
-            with (
-                closing(self.engine.raw_connection()) as source,
-                closing(sqlite3.connect(draft)) as copy,
-            ):
-                driver: Any = source.driver_connection
-                driver.backup(copy)
-                copy.execute("PRAGMA journal_mode=DELETE")
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
-            draft.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        except sqlite3.Error as error:
-            raise self.translated(error) from error
-        return target
+    # Checks, errors
 
     def faults(self, connection: sa.Connection) -> list[str]:
         """Return what SQLite's own checks find wrong with the file.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EPOCHS",
     "EVENTS",
-    "FIRST_SCHEMA",
     "META",
     "METADATA",
     "SCHEMA_VERSION",
@@ -47,8 +46,6 @@ __all__ = [
 _T = TypeVar("_T")
 
 SCHEMA_VERSION = 2
-FIRST_SCHEMA = 1
-"""The schema of release 0.1.0: no table `tests`, no checksums and no seal."""
 
 METADATA = sa.MetaData()
 
@@ -179,20 +176,17 @@ class Fetched:
     loss: str | None
 
 
-def fetch(connection: sa.Connection, table: sa.Table, *, is_sealed: bool = True) -> Fetched:
+def fetch(connection: sa.Connection, table: sa.Table) -> Fetched:
     """Read a whole table and hold it against its checksums and the seal.
 
     Args:
         connection: Within a transaction, so that rows and seal are of one moment.
         table: Any of `SEALED`.
-        is_sealed: Whether the ledger has checksums and a seal, as it has from schema 2 on.
 
     Raises:
         ValueError: The seal itself is damaged.
     """
-    rows = _rows(connection, _whole(table, is_sealed=is_sealed))
-    if not is_sealed:
-        return Fetched(rows, {}, None)
+    rows = _rows(connection, _whole(table))
     faults = {}
     total = 0
     for index, row in enumerate(rows):
@@ -212,9 +206,8 @@ def fetch(connection: sa.Connection, table: sa.Table, *, is_sealed: bool = True)
 
 
 @cache
-def _whole(table: sa.Table, *, is_sealed: bool) -> sa.Select[Any]:
-    columns = [column for column in table.c if is_sealed or column is not table.c.checksum]
-    return sa.select(*columns).order_by(*table.primary_key)
+def _whole(table: sa.Table) -> sa.Select[Any]:
+    return sa.select(table).order_by(*table.primary_key)
 
 
 @cache
@@ -241,7 +234,7 @@ def read_seal(connection: sa.Connection) -> Seal:
     Raises:
         ValueError: It is not one that this module writes.
     """
-    rows = _rows(connection, _whole(SEAL, is_sealed=True))
+    rows = _rows(connection, _whole(SEAL))
     if len(rows) != 1 or not is_as_written(SEAL, rows[0]):
         raise ValueError(f"table seal: must hold one sound row, got {len(rows)} rows")
     totals = {name: (n, total) for name, (n, total) in json.loads(rows[0]["totals"]).items()}
@@ -274,7 +267,7 @@ class Batch:
         known |= {(value,): None for value in keys}
         found = []
         for some in _chunks(list(keys)):
-            statement = _whole(table, is_sealed=True).where(key.in_(some))
+            statement = _whole(table).where(key.in_(some))
             for row in _rows(self._connection, statement):
                 if not is_as_written(table, row):
                     raise ValueError(f"{place(table, row)}: {_ALTERED}")
