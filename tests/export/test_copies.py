@@ -138,6 +138,8 @@ def test_nothing_there_is_said(s3, shelf, tmp_path):
 # --- While it is written ------------------------------------------------------------------------
 
 
+SUPPORT = Path(run_folders.__file__).parent
+
 WRITER = """
 import sys, run_folders
 from pathlib import Path
@@ -165,7 +167,7 @@ def test_copies_during_writes_hold_a_prefix(tmp_path, shelf):
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "run")],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parent,
+        cwd=SUPPORT,
     )
     sizes = []
     try:

@@ -229,7 +229,7 @@ def test_a_store_may_fail_for_days(tmp_path, shelf):
 SILENT = """
 import socket, sys, time, run_folders
 from pathlib import Path
-from tune_softmax import stores
+from tune_softmax.export import stores
 from tune_softmax.export.stores import Store
 from tune_softmax.export.sync import syncing
 stores.SILENCE_TIMEOUT_S = 1
@@ -250,7 +250,7 @@ def test_a_silent_server_delays_the_end_a_bounded_time(tmp_path, monkeypatch):
         s3_server.use(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
         done = subprocess.run(
             [sys.executable, "-c", SILENT, str(tmp_path / "run")],
-            cwd=Path(__file__).parent,
+            cwd=Path(run_folders.__file__).parent,
             capture_output=True,
             text=True,
             timeout=120,
@@ -262,9 +262,11 @@ def test_a_silent_server_delays_the_end_a_bounded_time(tmp_path, monkeypatch):
 
 SEARCH = """
 import functools, sys
-from tune_softmax import experiment, search, syncing
+from tune_softmax.experiment import experiment
+from tune_softmax.export import sync
 from tune_softmax.export.background import Extras
-syncing.syncing = functools.partial(syncing.syncing, interval_s=0.5)
+from tune_softmax.studies import search
+sync.syncing = functools.partial(sync.syncing, interval_s=0.5)
 asked = experiment.parse(sys.stdin.read(), "digits.yaml")
 search.search(asked, run_dir=sys.argv[1], extras=Extras(sync_to=sys.argv[2]))
 """

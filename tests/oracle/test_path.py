@@ -147,8 +147,9 @@ def test_what_is_known_needs_no_torch():
     oracles.oracle(experiment(), path=PATH)
     code = """
 import sys
-from tune_softmax import experiment, oracle
-found = oracle.oracle(experiment.parse(sys.argv[1], "small.yaml"), path=(1e-1, 1e-2, 1e-3))
+from tune_softmax.experiment import experiment
+from tune_softmax.oracle import path
+found = path.oracle(experiment.parse(sys.argv[1], "small.yaml"), path=(1e-1, 1e-2, 1e-3))
 assert found.num_computed == 0
 assert not {"torch", "ray"} & set(sys.modules)
 """
