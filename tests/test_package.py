@@ -47,7 +47,7 @@ FAST_START = "cluster.fast_start"
 BENCH_OF_PACKS = {
     f"bench.{name}" for name in ("forms", "conditions", "alone", "floor", "packed", "race")
 }
-LIGHT = ["errors", "seeding", "config", "metrics", "environment"]
+LIGHT = ["errors", "files", "config", "metrics", "data.seeding", "run.environment"]
 # Scripts that search as other projects do, with these projects' libraries; nothing imports them.
 PEERS = {module for module in MODULES if module.startswith("bench.peers.")}
 

@@ -212,9 +212,9 @@ FAST, SLOW = (Config(batch_size=64, num_epochs=2, learning_rate=rate) for rate i
 
 def test_winners_anew_are_what_plain_training_gives(small_dir):
     """Every seed is torch's own SGD over that seed's orders, from the first trial's weights."""
+    from tune_softmax.data.seeding import derive_seed
     from tune_softmax.engine.reference import train
     from tune_softmax.engine.tensors import to_tensors
-    from tune_softmax.seeding import derive_seed
 
     dataset = data.load_dataset("fashion-mnist", validation=NUM_VALIDATION, data_dir=small_dir)
     found = train_anew([FAST, SLOW, FAST], to_arrays(dataset), num_seeds=2, num_threads=2)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_softmax.seeding import derive_seed
+from tune_softmax.data.seeding import derive_seed
 
 
 @given(st.integers(0, 2**63), st.text(), st.lists(st.integers(0, 2**40)))

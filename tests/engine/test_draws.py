@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tune_softmax.data.seeding import derive_seed
 from tune_softmax.engine import cpu_kernels
 from tune_softmax.engine.draws import initial_weights, sample_order
-from tune_softmax.seeding import derive_seed
 
 
 @settings(max_examples=60, deadline=None)

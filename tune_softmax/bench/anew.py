@@ -13,8 +13,8 @@ from math import isfinite
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from tune_softmax.data.seeding import derive_seed
 from tune_softmax.engine.pack import Pack
-from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

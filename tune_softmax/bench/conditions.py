@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_softmax import environment
+from tune_softmax.run import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

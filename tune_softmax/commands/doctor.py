@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from tune_softmax import environment
 from tune_softmax.data.dataset import default_data_dir
 from tune_softmax.engine import cpu_kernels
 from tune_softmax.engine.gpu_check import gpu_engine
 from tune_softmax.engine.products import has_fast_bfloat16
+from tune_softmax.run import environment
 
 __all__ = ["examine"]
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from tune_softmax.data.idx import IMAGES, LABELS, find_idx, read_idx, read_pair, read_shape
 from tune_softmax.data.public import PUBLIC_DATASETS, fetch
+from tune_softmax.data.seeding import derive_seed
 from tune_softmax.errors import DataError
-from tune_softmax.seeding import derive_seed
 
 __all__ = [
     "DATASETS",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import grid_sample
 
+from tune_softmax.data.seeding import derive_seed
 from tune_softmax.engine.tensors import scale
-from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tune_softmax.data.seeding import derive_seed
 from tune_softmax.engine import cpu_kernels
-from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -20,8 +19,8 @@ import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json
 from sqlalchemy.dialects.sqlite import insert
 
+from tune_softmax import files
 from tune_softmax.errors import ResultsError, StorageError
-from tune_softmax.experiment import experiment as experiments
 from tune_softmax.metrics import State
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.scheduler.study import distribution, recorded_value
@@ -160,7 +159,7 @@ def _read(folder: RunFolder) -> _Run:
         by_trial[number].append((epoch, metrics))
     first = datetime.fromisoformat(events[0][0]) if events else datetime.fromtimestamp(0, UTC)
     return _Run(
-        experiment=experiments.load(folder.experiment),
+        experiment=folder.read_experiment(),
         has_begun=bool(events),
         started=first.astimezone(UTC).replace(tzinfo=None),  # as Optuna keeps times
         trials=trials,
@@ -183,15 +182,9 @@ def _owner(path: Path) -> str | None:
 
 
 def _make(folder: RunFolder, run: _Run, path: Path) -> None:
-    """Make a study beside its place, and rename it."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with _translating(path):
-            _make_empty(folder, run, draft)
-            _Rows(draft).write(run)
-            draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _translating(path), files.replacing(path) as draft:
+        _make_empty(folder, run, draft)
+        _Rows(draft).write(run)
 
 
 @contextmanager
@@ -212,7 +205,6 @@ def _translating(path: Path) -> Iterator[None]:
 def _make_empty(folder: RunFolder, run: _Run, path: Path) -> None:
     """Let Optuna make its tables and a study without trials."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path.touch()
     storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=_engine_options(path))
     if storage.get_current_version() != SCHEMA:
         raise ResultsError(

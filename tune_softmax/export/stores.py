@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from tune_softmax import files
 from tune_softmax.errors import StorageError
 
 if TYPE_CHECKING:
@@ -130,7 +130,9 @@ class Store:
         """
         with self._explaining():
             if self.local_path is not None:
-                _put_locally(self.local_path / name, chunks)
+                path = self.local_path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_atomically(path, chunks)
                 return
             with self._filesystem.open_output_stream(f"{self.root}/{name}") as stream:
                 for chunk in chunks:
@@ -234,20 +236,6 @@ def _local_path(rest: str) -> str:
     if not path.startswith("/") or "\0" in path:
         raise StorageError(f"file://{rest}: write file:// and an absolute path: file:///PATH")
     return os.path.normpath(path)
-
-
-def _put_locally(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file beside its place, down to the disk, and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _endpoint() -> tuple[str, str | None]:

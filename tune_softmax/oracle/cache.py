@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import pandas as pd
 
+from tune_softmax import files
 from tune_softmax.errors import StorageError
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class PathFile:
             ForeignFileError: There is a file, but not one that says what is known.
         """
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = files.read_json(self.path)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -144,7 +143,8 @@ class PathFile:
                 "checksum": self.checksum,
                 "points": [_row(merged[decay]) for decay in sorted(merged)],
             }
-            self._replace(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+            files.write_atomically(self.path, text)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -158,19 +158,6 @@ class PathFile:
                 f"{path.parent}: the oracle's cache cannot be written ({error.strerror}); give "
                 "write access, or set HOME to a folder that has it"
             ) from error
-
-    def _replace(self, text: str) -> None:
-        path = self.path
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        draft = Path(name)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def frame(points: Iterable[PathPoint]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from tune_softmax import files
 from tune_softmax.errors import StorageError
 from tune_softmax.report import findings, measures, stills
 from tune_softmax.report.parts import Command, Facts, Listing, Paragraph, Table
@@ -38,7 +39,7 @@ def save_markdown(inputs: Inputs, sections: Sequence[Section], path: Path) -> No
         lines = [f"# {_escaped(inputs.experiment.name)}", ""]
         for section in sections:
             lines += _lines(section, pictures.get(section.name))
-        path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+        files.write_atomically(path, "\n".join(lines).rstrip() + "\n")
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror}); name another place by --output"

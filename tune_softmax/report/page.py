@@ -14,13 +14,14 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 import pandas as pd
 
+from tune_softmax import files
 from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import StorageError
 from tune_softmax.metrics import State
@@ -113,10 +114,8 @@ def save(page: str, path: Path) -> None:
     Raises:
         StorageError: The file cannot be written.
     """
-    partial = path.with_name(f"{path.name}.part")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        files.write_atomically(path, page)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror}); name another place by --output"
@@ -133,7 +132,11 @@ def _figures(sections: Sequence[Section]) -> list[go.Figure]:
 
 
 def _file(name: str) -> str:
-    return files("tune_softmax.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return (
+        resources.files("tune_softmax.report")
+        .joinpath("templates", name)
+        .read_text(encoding="utf-8")
+    )
 
 
 @cache

@@ -7,7 +7,6 @@ configurations inside the space.
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tune_softmax import files
 from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import DamagedRunError, ExperimentError
 from tune_softmax.experiment import experiment as experiments
@@ -99,7 +99,7 @@ def _environment(folder: RunFolder, meta: Mapping[str, str]) -> Iterator[str]:
     if recorded is None:
         yield "table meta: has no dataset_checksum"
     try:
-        found = json.loads(folder.environment.read_text(encoding="utf-8"))["dataset_checksum"]
+        found = files.read_json(folder.environment)["dataset_checksum"]
     except OSError as error:
         yield f"{name}: cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What a run was made with: versions and hardware, for `environment.json` and `doctor`."""
+"""What `environment.json` says: the versions and the hardware that a run was made with."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _processor() -> str:
     """Return the processor's name, which Linux tells in a file alone."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

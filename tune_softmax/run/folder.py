@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
+from tune_softmax import files
 from tune_softmax.errors import (
     DamagedRunError,
     ExperimentError,
@@ -88,7 +89,7 @@ class RunFolder:
             DamagedRunError: That file names no ledger.
         """
         try:
-            text = self._ledger_url.read_text(encoding="utf-8")
+            text = files.read_text(self._ledger_url)
         except (FileNotFoundError, NotADirectoryError):
             return self.path / "run.db"
         except (OSError, ValueError) as error:
@@ -111,7 +112,7 @@ class RunFolder:
             StorageError: The folder cannot be written.
         """
         try:
-            self._ledger_url.write_text(f"{location}\n", encoding="utf-8")
+            files.write_atomically(self._ledger_url, f"{location}\n")
         except OSError as error:
             raise StorageError(f"{self.path}: cannot write there ({error})") from error
 
@@ -233,7 +234,7 @@ class RunFolder:
 
     def _note_writer(self, text: str) -> None:
         try:
-            self._writer.write_text(text)
+            files.write_atomically(self._writer, text)
         except OSError as error:
             raise StorageError(f"{self.path}: cannot write there ({error})") from error
 
@@ -251,7 +252,7 @@ class RunFolder:
 
     def _describe_writer(self) -> str:
         try:
-            writer = json.loads(self._writer.read_text())
+            writer = files.read_json(self._writer)
             return f"process {writer['process']} on {writer['host']} (since {writer['since']})"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"

@@ -105,8 +105,9 @@ class Results:
             ResultsError: No trial has a value yet.
         """
         metric = self.experiment.search.metric
-        for state in (State.COMPLETE, State.PRUNED, State.RUNNING, State.WAITING):
-            rows = self.ranked(self.trials[self.trials["state"] == state])
+        unfinished = [State.PARKED, State.RUNNING, State.WAITING]
+        for states in ([State.COMPLETE], [State.PRUNED], unfinished):
+            rows = self.ranked(self.trials[self.trials["state"].isin(states)])
             if len(rows):
                 row = rows.iloc[0]
                 number, epoch = int(row["number"]), int(row["epochs_trained"])

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from tune_softmax import files
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
 
 __all__ = ["SqliteFile"]
@@ -128,7 +129,7 @@ class SqliteFile:
         content = None
         for _attempt in range(3):
             try:
-                content = self._beside("-commits").read_bytes()
+                content = files.read_bytes(self._beside("-commits"))
             except FileNotFoundError:
                 return None
             if _parsed(content) is not None:
@@ -202,14 +203,11 @@ class SqliteFile:
         Raises:
             StorageError: The folder cannot be written.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        draft = self._beside("-commits.part")
         try:
-            self._counter = os.open(draft, flags, 0o644)
-            os.pwrite(self._counter, _line(commits), 0)
-            os.fsync(self._counter)
-            draft.replace(self._beside("-commits"))  # a reader must not meet it empty
-            _sync_folder(self._path.parent)
+            # A reader never meets it empty.
+            with files.replacing(self._beside("-commits")) as draft:
+                self._counter = os.open(draft, os.O_RDWR | os.O_CLOEXEC)
+                os.pwrite(self._counter, _line(commits), 0)
         except OSError as error:
             raise self._unwritable(error) from error
         self._set_journal_mode("WAL")
@@ -313,12 +311,3 @@ def _parsed(content: bytes) -> int | None:
     """Return the number of transactions, or None where the content is not ours."""
     number = content[:20]
     return int(number) if number.isdigit() and _line(int(number)) == content else None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a folder's list of files to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

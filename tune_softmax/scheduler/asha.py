@@ -17,7 +17,7 @@ from math import e, floor, inf, isfinite
 from random import Random
 from typing import TYPE_CHECKING
 
-from tune_softmax.seeding import derive_seed
+from tune_softmax.data.seeding import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -22,11 +22,11 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tune_softmax.data.seeding import derive_seed
 from tune_softmax.experiment.space import Choice, IntRange, LogUniform, Uniform
 from tune_softmax.metrics import State, trial_value
 from tune_softmax.scheduler.agenda import Task, View
 from tune_softmax.scheduler.sampler_view import sampler_view
-from tune_softmax.seeding import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

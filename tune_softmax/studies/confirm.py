@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tune_softmax.data.seeding import derive_seed
 from tune_softmax.errors import DamagedRunError, ResultsError
 from tune_softmax.metrics import State
 from tune_softmax.run import results
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
 from tune_softmax.scheduler.agenda import FixedList, Task, View
-from tune_softmax.seeding import derive_seed
 from tune_softmax.stats import verdicts
 
 if TYPE_CHECKING:

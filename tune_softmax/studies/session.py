@@ -6,7 +6,6 @@ import gc
 import importlib
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_softmax import environment
+from tune_softmax import files
 from tune_softmax.data.dataset import load_dataset
 from tune_softmax.errors import (
     ClusterLostError,
@@ -29,6 +28,7 @@ from tune_softmax.errors import (
 from tune_softmax.experiment import experiment as experiments
 from tune_softmax.gc_paused import lasting
 from tune_softmax.metrics import State
+from tune_softmax.run import environment
 from tune_softmax.scheduler.progress import Snapshot
 
 if TYPE_CHECKING:
@@ -127,22 +127,12 @@ def write_description(folder: RunFolder, experiment: Experiment, dataset: Datase
         "dataset": dataset.name,
         "dataset_checksum": dataset.checksum,
     }
-    _write(folder.environment, json.dumps(description, indent=2) + "\n")
+    files.write_atomically(folder.environment, json.dumps(description, indent=2) + "\n")
 
 
 def write_experiment(folder: RunFolder, experiment: Experiment) -> None:
     """Write the experiment, or write it anew; whatever happens, the file is whole."""
-    _write(folder.experiment, experiment.to_yaml())
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is on the disk before the ledger's first transaction is."""
-    draft = path.with_name(f"{path.name}.part")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    files.write_atomically(folder.experiment, experiment.to_yaml())
 
 
 def check_unchanged(folder: RunFolder, meta: Mapping[str, str], now: Experiment) -> None:

@@ -12,11 +12,12 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from tune_softmax import environment
+from tune_softmax import files
 from tune_softmax.data.dataset import load_dataset, load_test
 from tune_softmax.engine import reference
 from tune_softmax.engine.tensors import to_images, to_tensors
 from tune_softmax.errors import StorageError
+from tune_softmax.run import environment
 from tune_softmax.run.folder import RunFolder, free_folder
 from tune_softmax.run.notebook import html
 from tune_softmax.studies.pictures import save_curves, save_weights
@@ -205,9 +206,12 @@ def _save(trained: Trained, experiment: Experiment, number: int, checksum: str) 
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "experiment.yaml").write_text(experiment.to_yaml())
-        (folder / "environment.json").write_text(json.dumps(description, indent=2) + "\n")
-        (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n")
+        for name, text in {
+            "experiment.yaml": experiment.to_yaml(),
+            "environment.json": json.dumps(description, indent=2) + "\n",
+            "evaluation.json": json.dumps(evaluation, indent=2) + "\n",
+        }.items():
+            files.write_atomically(folder / name, text)
         trained.curves.to_csv(folder / "curves.csv", index=False)
         save_file(trained.model.state_dict(), folder / "weights.safetensors")
         save_curves(folder / "curves.png", trained.epochs)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
+from tune_softmax import files
 from tune_softmax.data import dataset as data
 from tune_softmax.engine.model import from_layers
 from tune_softmax.engine.pack import Pack
@@ -145,11 +145,9 @@ def _write(
     best = found.folder.best
     try:
         best.path.mkdir(exist_ok=True)
-        best.configuration.write_text(json.dumps(configuration, indent=2) + "\n")
+        files.write_atomically(best.configuration, json.dumps(configuration, indent=2) + "\n")
         save_file(model.state_dict(), best.weights)
         save_confusion(best.confusion, content["confusion"], content["class_names"])
-        unfinished = best.evaluation.with_suffix(".part")
-        unfinished.write_text(json.dumps(content) + "\n")
-        os.replace(unfinished, best.evaluation)  # noqa: PTH105 - it is os's promise, all or nothing
+        files.write_atomically(best.evaluation, json.dumps(content) + "\n")
     except OSError as error:
         raise StorageError(f"{best.path}: cannot save there ({error})") from error
