@@ -18,7 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from tune_softmax.data.dataset import load_dataset, load_test, public
+from tune_softmax.data import public
+from tune_softmax.data.dataset import load_dataset, load_test
 from tune_softmax.data.public import PUBLIC_DATASETS, fetch
 from tune_softmax.errors import DataError
 
