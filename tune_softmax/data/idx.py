@@ -2,19 +2,20 @@
 
 A file is read only if its header and its values agree to the byte; nothing is repaired. Memory
 grows with what the file really holds, never with what its header claims.
-Where files come from and what their values mean is `data.py`'s and `download.py`'s duty.
+`public.py` says where files come from, `dataset.py` what their values mean.
 """
 
 import contextlib
+import gzip
 import math
 import stat
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,65 +60,7 @@ QMNIST_LABELS = IdxKind("QMNIST labels", b"\x00\x00\x0c\x02", ">i4")  # (N, 8)
 
 
 class _FaultError(Exception):
-    """What is wrong with the file; the boundary adds which file."""
-
-
-class _Stream(Protocol):
-    def read(self, size: int) -> bytearray:
-        """Return the next `size` bytes; fewer only where the data end."""
-
-    def check_end(self) -> None:
-        """Raise `_FaultError` unless everything has been read."""
-
-
-class _PlainStream:
-    """The bytes of a file that is not compressed."""
-
-    def __init__(self, file: BufferedReader, size: int) -> None:
-        self._file = file
-        self._bytes_left = size
-
-    def read(self, size: int) -> bytearray:
-        buffer = bytearray(min(size, self._bytes_left))
-        num_read = self._file.readinto(buffer)
-        self._bytes_left -= len(buffer)
-        return buffer[:num_read] if num_read < len(buffer) else buffer
-
-    def check_end(self) -> None:
-        if self._bytes_left:
-            raise _FaultError(
-                f"holds {self._bytes_left:,} bytes more than its header says; get the file again"
-            )
-
-
-class _GzipStream:
-    """The bytes of a gzip file that is one whole member, decompressed as far as they are read."""
-
-    def __init__(self, file: BufferedReader) -> None:
-        self._file = file
-        self._inflate = zlib.decompressobj(wbits=31)  # 31: gzip's header and checksum
-
-    def read(self, size: int) -> bytearray:
-        values = bytearray()
-        while len(values) < size and not self._inflate.eof:
-            chunk = self._inflate.unconsumed_tail or self._file.read(_CHUNK_BYTES)
-            output = self._inflate.decompress(chunk, size - len(values))
-            if not chunk and not output and not self._inflate.eof:
-                raise _FaultError(
-                    "the gzip file is cut short: its end is missing; get the file again"
-                )
-            values += output
-        return values
-
-    def check_end(self) -> None:
-        if self.read(1):  # reading on also makes zlib compare the checksum
-            raise _FaultError(
-                "decompresses to more bytes than its header says; get the file again"
-            )
-        trailing = self._inflate.unused_data or self._file.read(len(_GZIP_MAGIC))
-        if trailing:
-            what = "a second member" if trailing.startswith(_GZIP_MAGIC) else "other bytes"
-            raise _FaultError(f"has {what} after the end of the gzip data; get the file again")
+    """What is wrong with the file; `_opened` adds which file."""
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
@@ -152,17 +95,18 @@ def read_idx(path: Path, kind: IdxKind) -> NDArray[Any]:
     Raises:
         DataError: The file cannot be read, or is not exactly one such file.
     """
-    with _opened(path) as stream:
-        shape = _read_header(stream, kind)
+    with _opened(path) as file:
+        shape = _read_header(file, kind)
         dtype = np.dtype(kind.dtype)
         num_bytes = math.prod(shape) * dtype.itemsize
-        values = stream.read(num_bytes)
+        values = _read(file, num_bytes)
         if len(values) < num_bytes:
             raise _FaultError(
                 f"its header says {_product(shape)} values, {num_bytes:,} bytes, but only "
                 f"{len(values):,} follow; get the file again"
             )
-        stream.check_end()
+        if file.read(1):  # at its end gzip compares the checksum
+            raise _FaultError("holds more bytes than its header says; get the file again")
     return np.frombuffer(values, dtype).reshape(shape)
 
 
@@ -172,8 +116,8 @@ def read_shape(path: Path, kind: IdxKind) -> tuple[int, ...]:
     Raises:
         DataError: As for `read_idx`, as far as the header shows it.
     """
-    with _opened(path) as stream:
-        return _read_header(stream, kind)
+    with _opened(path) as file:
+        return _read_header(file, kind)
 
 
 def read_pair(
@@ -203,13 +147,24 @@ def read_pair(
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[_Stream]:
-    """Open the file, and give every fault found while it is open its path."""
+def _opened(path: Path) -> Iterator[BufferedIOBase]:
+    """Open the file, unpacked, and give every fault found while it is open its path."""
     try:
-        size = _size(path)
-        with path.open("rb") as file:
-            yield _stream(file, path, size)
-    except zlib.error as error:
+        _check_regular(path)
+        with path.open("rb") as packed:
+            start = packed.read(len(_GZIP_MAGIC))
+            packed.seek(0)
+            _check_suffix(path, start)
+            if path.suffix == ".gz":
+                with gzip.GzipFile(fileobj=packed) as file:
+                    yield file
+            else:
+                yield packed
+    except EOFError as error:
+        raise DataError(
+            f"{path}: the gzip file is cut short: its end is missing; get the file again"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}: the gzip data are damaged ({_reason(error)}); get the file again"
         ) from error
@@ -221,38 +176,42 @@ def _opened(path: Path) -> Iterator[_Stream]:
         raise DataError(f"{path}: {fault}") from fault
 
 
-def _size(path: Path) -> int:
+def _check_regular(path: Path) -> None:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise _FaultError("is not a regular file; put the data file there")
-    return status.st_size
-
-
-def _stream(file: BufferedReader, path: Path, size: int) -> _Stream:
-    if size == 0:
+    if status.st_size == 0:
         raise _FaultError("is empty (0 bytes); get the file again")
-    start = file.read(len(_GZIP_MAGIC))
-    file.seek(0)
-    if path.suffix == ".gz":
-        if start != _GZIP_MAGIC:
-            raise _FaultError(
-                f"must be a gzip file, which begins with {_hex(_GZIP_MAGIC)}, but begins with "
-                f"{_hex(start)}; get the file again, or drop .gz from its name if it is not packed"
-            )
-        return _GzipStream(file)
-    if start == _GZIP_MAGIC:
+
+
+def _check_suffix(path: Path, start: bytes) -> None:
+    """Refuse a file whose name and first bytes disagree on whether it is packed."""
+    if path.suffix == ".gz" and start != _GZIP_MAGIC:
+        raise _FaultError(
+            f"must be a gzip file, which begins with {_hex(_GZIP_MAGIC)}, but begins with "
+            f"{_hex(start)}; get the file again, or drop .gz from its name if it is not packed"
+        )
+    if path.suffix != ".gz" and start == _GZIP_MAGIC:
         raise _FaultError("is a gzip file whose name lacks .gz; rename it")
-    return _PlainStream(file, size)
 
 
-def _read_header(stream: _Stream, kind: IdxKind) -> tuple[int, ...]:
-    magic = bytes(stream.read(len(kind.magic)))
+def _read(file: BufferedIOBase, size: int) -> bytearray:
+    """Return the next `size` bytes; fewer only where the data end."""
+    values = bytearray()
+    # In parts, since one reading would take the memory that a false header asks for.
+    while chunk := file.read(min(size - len(values), _CHUNK_BYTES)):
+        values += chunk
+    return values
+
+
+def _read_header(file: BufferedIOBase, kind: IdxKind) -> tuple[int, ...]:
+    magic = file.read(len(kind.magic))
     if magic != kind.magic:
         raise _FaultError(
             f"must begin with {_hex(kind.magic)} ({kind.meaning}), but {_description(magic)}"
         )
     num_dimensions = magic[-1]
-    sizes = stream.read(4 * num_dimensions)
+    sizes = file.read(4 * num_dimensions)
     if len(sizes) < 4 * num_dimensions:
         raise _FaultError("is cut short within its header; get the file again")
     shape = struct.unpack(f">{num_dimensions}I", sizes)
