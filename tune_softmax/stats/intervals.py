@@ -5,13 +5,12 @@ what other images would change with the same model. Neither contains the other. 
 has no base (one seed, no spread, a value that is not finite) reaches from -inf to inf.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import ndtri
 
 from tune_softmax.errors import ExperimentError, ResultsError
 
@@ -29,6 +28,7 @@ __all__ = [
 _Array = NDArray[np.float64]
 
 _LEAST_CONFIDENCE = 0.5
+_ROUNDING = 32 * np.finfo(np.float64).eps  # what a few sums and a mean can lose
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,9 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> MeanInterval:
             f"values: must be one or more numbers in a row, not an array of shape {column.shape}; "
             "give one number for each seed"
         )
-    mean, error = _mean_and_error(column[:, None], np.abs(column).max())
-    low, high = _limits(mean, error, len(column), (1 - confidence) / 2)
-    reason = "" if np.isfinite(error[0]) else _why_none(column)
-    return MeanInterval(float(mean[0]), float(low[0]), float(high[0]), len(column), reason)
+    found = _t_tests(column[:, None], np.abs(column), (1 - confidence) / 2)
+    ends = float(found.low[0]), float(found.high[0])
+    return MeanInterval(float(found.mean[0]), *ends, len(column), found.reasons[0])
 
 
 def paired_intervals(before: _Array, after: _Array, tail: float) -> PairedIntervals:
@@ -132,19 +131,9 @@ def paired_intervals(before: _Array, after: _Array, tail: float) -> PairedInterv
 
     Source: Rice, Mathematical Statistics and Data Analysis, 3rd ed., section 11.3.1.
     """
-    num = len(after)
     with np.errstate(invalid="ignore"):  # inf - inf is the NaN that it should be
         differences = after - before
-    largest = np.maximum(np.abs(before), np.abs(after)).max(axis=0)
-    mean, error = _mean_and_error(differences, largest)
-    low, high = _limits(mean, error, num, tail)
-    p = np.full(mean.shape, np.nan)
-    known = np.isfinite(error)
-    p[known] = 2 * stdtr(num - 1, -np.abs(mean[known]) / error[known])
-    reasons = [
-        "" if is_known else _why_none(differences[:, i]) for i, is_known in enumerate(known)
-    ]
-    return PairedIntervals(mean, low, high, p, reasons)
+    return _t_tests(differences, np.maximum(np.abs(before), np.abs(after)), tail)
 
 
 def binomial_interval(
@@ -249,30 +238,26 @@ def check_confidence(confidence: float) -> None:
         )
 
 
-def _mean_and_error(values: _Array, largest: ArrayLike) -> tuple[_Array, _Array]:
-    """Return means over n seeds, (n, k) to (k,), and standard errors, inf where there is none.
+def _t_tests(values: _Array, sizes: _Array, tail: float) -> PairedIntervals:
+    """Return Student's intervals of the means over n seeds, (n, k) to (k,), and tests against 0.
 
-    `largest` is the size of the numbers that the values were computed from: a spread that their
+    `sizes` are those of the numbers that the values were computed from: a spread that their
     rounding can make is none.
     """
-    num = len(values)
     with np.errstate(invalid="ignore"):  # infinities and NaN go through
         mean = values.mean(axis=0)
-        if num == 1:
-            return mean, np.full_like(mean, np.inf)
-        spread = values.std(axis=0, ddof=1)
-    rounding = 4 * np.finfo(np.float64).eps * np.asarray(largest)
-    return mean, np.where(spread > rounding, spread / math.sqrt(num), np.inf)
+        spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
+    is_known = spread > _ROUNDING * sizes.max(axis=0)  # NaN is not
+    low, high = np.full_like(mean, -np.inf), np.full_like(mean, np.inf)
+    p_value = np.full_like(mean, np.nan)
+    if is_known.any():
+        from scipy import stats  # which takes a second
 
-
-def _limits(mean: _Array, error: _Array, num: int, tail: float) -> tuple[_Array, _Array]:
-    """Return mean ± t(num - 1) · error, unbounded where the error is."""
-    known = np.isfinite(error)
-    half_width = np.where(known, error, 0) * -stdtrit(max(num - 1, 1), tail)
-    return (
-        np.where(known, mean - half_width, -np.inf),
-        np.where(known, mean + half_width, np.inf),
-    )
+        tests = stats.ttest_1samp(values[:, is_known], 0)
+        low[is_known], high[is_known] = tests.confidence_interval(1 - 2 * tail)
+        p_value[is_known] = tests.pvalue
+    reasons = ["" if known else _why_none(values[:, i]) for i, known in enumerate(is_known)]
+    return PairedIntervals(mean, low, high, p_value, reasons)
 
 
 def _wilson(share: _Array, num: _Array, tail: float) -> tuple[_Array, _Array]:
