@@ -95,7 +95,7 @@ def test_what_has_no_interval_is_not_known():
         line.startswith("Not known: weight decay (L2), the same at")
         for line in remedy_lines(frame)
     )
-    assert "none" in printed(effects_table(frame))
+    assert "no interval" in printed(effects_table(frame))
 
 
 def test_the_budget_and_the_notes_are_said():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from tune_softmax.stats.verdicts import Verdict
+from tune_softmax.stats.wording import and_list, interval_text
 from tune_softmax.studies.remedy_plan import BASELINE
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def effects_table(found: Remedies) -> Table:
             f"{row['baseline_mean']:.4f}",
             f"{row['remedy_mean']:.4f}",
             f"{row['difference']:+.4f}",
-            _interval(row["low"], row["high"], "+.4f"),
+            interval_text(row["low"], row["high"], "+.4f"),
             f"{accuracy[row['remedy'], row['strength']]:.4f}",
         )
     return table
@@ -130,9 +130,9 @@ def confirmation_table(found: Confirmation) -> Table:
             str(row["trial"]),
             "no" if row["is_winner"] else "yes",
             f"{row['mean_test_accuracy']:.4f}",
-            _interval(row["accuracy_low"], row["accuracy_high"], ".4f"),
+            interval_text(row["accuracy_low"], row["accuracy_high"], ".4f"),
             f"{row['mean_test_loss']:.4f}",
-            _interval(row["loss_low"], row["loss_high"], ".4f"),
+            interval_text(row["loss_low"], row["loss_high"], ".4f"),
             f"{row['validation_accuracy']:.4f}",
             f"{row['accuracy_drop']:+.4f}",
         )
@@ -146,7 +146,7 @@ def confirmation_lines(found: Confirmation) -> list[str]:
     if found.winner is None:
         return ["No winner: every trial diverged at a seed when it was trained again."]
     if len(names) > 1:
-        told = f"Trials {_listed(names)} cannot be told apart by these seeds"
+        told = f"Trials {and_list(names)} cannot be told apart by these seeds"
     else:
         told = f"Trial {names[0]} is better than all others"
     row = winners.set_index("trial").loc[found.winner]
@@ -188,13 +188,3 @@ def _words(remedy: str) -> str:
     return {"l1": "L1", "weight_decay": "weight decay (L2)", BASELINE: BASELINE}.get(
         remedy, str(remedy).replace("_", " ")
     )
-
-
-def _listed(names: Sequence[object]) -> str:
-    *others, last = map(str, names)
-    return f"{', '.join(others)} and {last}"
-
-
-def _interval(low: float, high: float, form: str) -> str:
-    known = math.isfinite(low) and math.isfinite(high)
-    return f"{low:{form}} to {high:{form}}" if known else "none"

@@ -6,13 +6,13 @@ seen. Values without an interval are given as they are, with no word on which is
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from tune_softmax.errors import ResultsError
 from tune_softmax.metrics import State
 from tune_softmax.report.measures import baseline, completed, gaps, regret, spending
 from tune_softmax.stats.verdicts import Verdict
+from tune_softmax.stats.wording import and_list, interval_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ def _asked(inputs: Inputs, search: Results) -> str:
     metric = asked.search.metric.replace("_", " ")
     text = (
         f"Asked was the {_WORDS[asked.search.mode]} {metric} of softmax regression on "
-        f"{asked.dataset.name} over {_listed(list(asked.space.searched))}, in "
+        f"{asked.dataset.name} over {and_list(list(asked.space.searched))}, in "
         f"{asked.num_trials:,} trials that the {asked.search.sampler} sampler proposed from seed "
         f"{asked.search.seed}"
     )
@@ -111,7 +111,7 @@ def _tested(confirmation: Confirmation | None) -> str:
     text = (
         f"On the test set the best of {_count(len(winners), 'confirmed trial')} is trial "
         f"{int(top['trial'])}, with accuracy {top['mean_test_accuracy']:.4f} "
-        f"({_ends(top['accuracy_low'], top['accuracy_high'], '.4f')}) over "
+        f"({interval_text(top['accuracy_low'], top['accuracy_high'], '.4f')}) over "
         f"{_count(int(top['num_seeds']), 'seed')}"
     )
     if others.empty:
@@ -204,14 +204,14 @@ def _which(effects: pd.DataFrame, verdict: Verdict) -> str:
     rows = rows.sort_values("difference", key=abs, ascending=False)
     if rows.empty:
         return f"no remedy {did}"
-    return f"{_listed([_with_interval(row) for _, row in rows.iterrows()])} {did}"
+    return f"{and_list([_with_interval(row) for _, row in rows.iterrows()])} {did}"
 
 
 def _undecided(effects: pd.DataFrame) -> str:
     rows = effects[effects["verdict"] == Verdict.UNCLEAR]
     if rows.empty:
         return "there was none for which no difference was seen"
-    return f"no difference was seen for {_listed([_words(name) for name in rows['remedy']])}"
+    return f"no difference was seen for {and_list([_words(name) for name in rows['remedy']])}"
 
 
 def _together(effects: pd.DataFrame, singles: pd.DataFrame) -> str:
@@ -239,15 +239,8 @@ def _is_lower_better(effects: pd.DataFrame) -> bool:
 
 
 def _with_interval(row: pd.Series[Any]) -> str:
-    ends = _ends(row["low"], row["high"], "+.4f")
+    ends = interval_text(row["low"], row["high"], "+.4f")
     return f"{_words(row['remedy'])} ({row['difference']:+.4f}, {ends})"
-
-
-def _ends(low: float, high: float, form: str) -> str:
-    """Return an interval in words; it reaches to infinity where it has no base."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "no interval"
-    return f"{low:{form}} to {high:{form}}"
 
 
 def _begun(text: str) -> str:
@@ -261,7 +254,3 @@ def _words(name: object) -> str:
 
 def _count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
-
-
-def _listed(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

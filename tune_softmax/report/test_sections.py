@@ -16,6 +16,7 @@ from tune_softmax.report.parts import (
     Section,
     Table,
 )
+from tune_softmax.stats.wording import interval_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ def confirmed(confirmation: Confirmation) -> Iterator[Part]:
             f"trial {row['trial']}",
             f"{row['num_seeds']}",
             f"{row['mean_test_accuracy']:.4f}",
-            _interval(row["accuracy_low"], row["accuracy_high"], ".4f"),
+            interval_text(row["accuracy_low"], row["accuracy_high"], ".4f"),
             f"{row['mean_test_loss']:.4f}",
             "no" if row["is_winner"] else "yes",
         )
@@ -70,7 +71,7 @@ def remedies(inputs: Inputs) -> Section:
             str(row["remedy"]).replace("_", " "),
             str(row["strength_label"]),
             f"{row['difference']:+.4f}",
-            _interval(row["low"], row["high"], "+.4f"),
+            interval_text(row["low"], row["high"], "+.4f"),
             "" if math.isnan(row["p_value"]) else f"{row['p_value']:.3g}",
             str(row["verdict"]),
         )
@@ -120,9 +121,3 @@ def _matrices(found: Evaluation) -> Iterator[Drawing]:
         "Lines are intervals at 95 % for all classes together.",
         wide=True,
     )
-
-
-def _interval(low: float, high: float, form: str) -> str:
-    """Return an interval in words; it reaches to infinity where it has no base."""
-    is_known = math.isfinite(low) and math.isfinite(high)
-    return f"{low:{form}} to {high:{form}}" if is_known else "none"
