@@ -400,7 +400,7 @@ NOT_LISTED = {"logger"}
 LISTED_FROM_ELSEWHERE = {
     "experiment.experiment": {
         *("Choice", "Domain", "IntRange", "LogUniform", "Space", "Uniform", "Value"),
-        *("Asha", "Dataset", "DatasetName", "ModelOptions", "Resources", "Search"),
+        *("Asha", "DatasetName", "DatasetOptions", "ModelOptions", "Resources", "Search"),
         "RemedyOptions",
     },
     "cluster.fast_start.lean_tune": {"tune"},

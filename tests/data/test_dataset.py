@@ -16,9 +16,12 @@ from tune_softmax.data.dataset import (
     _stratified_sample,
     default_data_dir,
     load_dataset,
+    load_for,
     load_test,
+    load_test_for,
 )
 from tune_softmax.errors import DataError
+from tune_softmax.experiment.experiment import parse
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -103,13 +106,10 @@ def test_digits_are_what_scikit_learn_reads(is_there, monkeypatch):
     np.testing.assert_array_equal(rows[:, -1], expected.target)
 
 
-def test_the_test_set_of_digits_is_the_same_for_every_split():
-    """A seed moves images between training and validation only."""
+def test_a_split_seed_moves_images_between_training_and_validation():
+    """The test set of digits is the same for every split."""
     first, second = load_dataset("digits"), load_dataset("digits", split_seed=1)
     assert first.checksum != second.checksum
-    np.testing.assert_array_equal(
-        load_test("digits").images, load_test("digits", split_seed=1).images
-    )
     seen = _rows(first.train.images) | _rows(first.validation.images)
     assert seen == _rows(second.train.images) | _rows(second.validation.images)
 
@@ -128,6 +128,23 @@ def test_a_folder_of_idx_files_is_read_packed_or_not(idx_folder):
     np.testing.assert_array_equal(
         load_test("idx", path=str(idx_folder)).images, _images(6, seed=1)
     )
+
+
+def test_an_experiment_names_its_dataset(idx_folder, tmp_path, write_idx):
+    """Every key of the section `dataset` reaches the loader."""
+    write_idx(tmp_path / "FashionMNIST/raw/train-images-idx3-ubyte", _images(30, 28, 28))
+    write_idx(
+        tmp_path / "FashionMNIST/raw/train-labels-idx1-ubyte", np.arange(30, dtype="u1") % 10
+    )
+    space = "space: {batch_size: 1, num_epochs: 1, learning_rate: 1}"
+    keys = "validation: 9, train_fraction: 0.5, split_seed: 3"
+    section = parse(f"dataset: {{name: idx, path: {idx_folder}, {keys}}}\n{space}").dataset
+    expected = load_dataset("idx", path=idx_folder, validation=9, train_fraction=0.5, split_seed=3)
+    assert load_for(section).checksum == expected.checksum
+    np.testing.assert_array_equal(load_test_for(section).images, _images(6, seed=1))
+
+    section = parse(f"dataset: {{name: fashion-mnist, validation: 10}}\n{space}").dataset
+    assert len(load_for(section, tmp_path).train) == 20
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage"])

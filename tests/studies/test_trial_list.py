@@ -5,12 +5,11 @@ from contextlib import closing
 import pytest
 from run_folders import begin
 
-from tune_softmax.data.dataset import load_test
 from tune_softmax.experiment.experiment import load
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.scheduler.agenda import FixedList
-from tune_softmax.studies.trial_list import Listed, load_test_set
+from tune_softmax.studies.trial_list import Listed
 
 
 def test_a_list_is_begun_once_it_has_a_ledger(tmp_path):
@@ -21,14 +20,6 @@ def test_a_list_is_begun_once_it_has_a_ledger(tmp_path):
     new = Listed(RunFolder(tmp_path / "new"), "kind", experiment, FixedList([]))
     assert not new.is_begun
     assert Listed(folder, "kind", experiment, FixedList([])).is_begun
-
-
-def test_the_test_set_is_the_datasets_own(tmp_path):
-    """It is the one that `train` evaluates on."""
-    folder, ledger = begin(tmp_path / "run")
-    ledger.close()
-    found = load_test_set(load(folder.experiment), None)
-    assert (found.images == load_test("digits").images).all()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Datasets: read, check, and split into training and validation; the test set apart from both.
 
-Arrays stay as the files have them, uint8; `tensors.py` puts them on a device.
-`idx.py` reads one file, `download.py` knows the public datasets and fetches what is missing.
+Arrays stay as the files have them, uint8; `engine.tensors` puts them on a device.
+`idx.py` reads one file, `public.py` knows the public datasets and fetches missing files.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,14 @@ from tune_softmax.errors import DataError
 __all__ = [
     "DATASETS",
     "Dataset",
+    "DatasetSection",
     "Split",
     "choose_validation",
     "default_data_dir",
     "load_dataset",
+    "load_for",
     "load_test",
+    "load_test_for",
     "view",
 ]
 
@@ -94,6 +97,68 @@ class Dataset:
     def num_classes(self) -> int:
         """C."""
         return len(self.class_names)
+
+
+class DatasetSection(Protocol):
+    """Which dataset an experiment asks for: `experiment.sections.DatasetOptions`, by structure.
+
+    The attributes are the arguments of `load_dataset`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Which dataset."""
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of IDX files."""
+
+    @property
+    def validation(self) -> float:
+        """How much to hold out."""
+
+    @property
+    def train_fraction(self) -> float:
+        """How much of the rest to train on."""
+
+    @property
+    def split_seed(self) -> int:
+        """Which split."""
+
+
+def load_for(section: DatasetSection, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Return the training and validation sets that an experiment asks for.
+
+    Args:
+        section: The experiment's section `dataset`.
+        data_dir: As for `load_dataset`.
+
+    Raises:
+        DataError: As for `load_dataset`.
+    """
+    return load_dataset(
+        section.name,
+        path=section.path,
+        validation=section.validation,
+        train_fraction=section.train_fraction,
+        split_seed=section.split_seed,
+        data_dir=data_dir,
+    )
+
+
+def load_test_for(
+    section: DatasetSection, data_dir: str | os.PathLike[str] | None = None
+) -> Split:
+    """Return the test set of the dataset that an experiment asks for.
+
+    Args:
+        section: The experiment's section `dataset`.
+        data_dir: As for `load_dataset`.
+
+    Raises:
+        DataError: As for `load_test`.
+    """
+    return load_test(section.name, path=section.path, data_dir=data_dir)
 
 
 def default_data_dir() -> Path:
@@ -200,16 +265,14 @@ def load_test(
     name: str,
     *,
     path: str | os.PathLike[str] | None = None,
-    split_seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Split:
-    """Return the test set of a dataset.
+    """Return the test set of a dataset, which is the same for every split of the rest.
 
     Args:
         name: As for `load_dataset`, and so are the other arguments.
         path: The folder of the IDX files, for `idx` only.
-        split_seed: Accepted for symmetry; the test set is the same for every seed.
         data_dir: Folder of the public datasets.
         progress: Whether to show a download on stderr.
 
@@ -218,7 +281,6 @@ def load_test(
             than the training images.
     """
     _check_name(name, path)
-    _check_seed(split_seed)
     if name in PUBLIC_DATASETS:
         return _read_public(name, "test", data_dir, progress=progress)
     if name == "digits":

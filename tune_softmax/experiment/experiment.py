@@ -22,8 +22,8 @@ from tune_softmax.experiment.remedies import RemedyOptions
 from tune_softmax.experiment.remedies import conflicts as remedy_conflicts
 from tune_softmax.experiment.sections import (
     Asha,
-    Dataset,
     DatasetName,
+    DatasetOptions,
     ModelOptions,
     Resources,
     Search,
@@ -43,8 +43,8 @@ from tune_softmax.experiment.yaml_reader import Document, KeyPath, printable, sh
 __all__ = [
     "Asha",
     "Choice",
-    "Dataset",
     "DatasetName",
+    "DatasetOptions",
     "Domain",
     "Experiment",
     "IntRange",
@@ -81,7 +81,7 @@ class Experiment(Frozen):
         "Default: the file's name without .yaml.",
         json_schema_extra={"pattern": _NAME},
     )
-    dataset: Dataset = Field(description="Which images, and how they are split.")
+    dataset: DatasetOptions = Field(description="Which images, and how they are split.")
     model: ModelOptions = Field(
         default_factory=ModelOptions, description="What all trials' models and losses share."
     )
@@ -167,8 +167,7 @@ def load(path: Path | str, overrides: Mapping[str, object] | None = None) -> Exp
     Args:
         path: The YAML file.
         overrides: Dotted keys to values that replace the file's, from command-line options;
-            messages call "search.num_trials" "option --num-trials". A relative "dataset.path"
-            is relative to the working folder here.
+            messages call "search.num_trials" "option --num-trials".
 
     Raises:
         ExperimentError: The file cannot be read, or something in it is wrong.
@@ -201,7 +200,7 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of experiment files, for editors."""
     schema = Experiment.model_json_schema(schema_generator=_SchemaGenerator)
     schema["required"].remove("name")  # the loader's default
-    schema["$defs"]["Dataset"] |= {
+    schema["$defs"]["DatasetOptions"] |= {
         "if": {"properties": {"name": {"const": "idx"}}, "required": ["name"]},
         "then": {"properties": {"path": {"type": "string"}}, "required": ["path"]},
         "else": {"properties": {"path": {"type": "null"}}},
@@ -232,8 +231,6 @@ def _experiment(document: Document, path: Path, overrides: Mapping[str, object])
     keys = {tuple(key.split(".")): value for key, value in overrides.items()}
     options: dict[KeyPath, str] = {key: f"option --{key[-1].replace('_', '-')}" for key in keys}
     report = Report(document, Experiment, options)
-    if overrides.get("dataset.path") is not None:  # not relative to the file
-        keys["dataset", "path"] = str(Path(str(overrides["dataset.path"])).absolute())
     values = document.value
     for key, value in keys.items():
         node: Any = values

@@ -12,7 +12,7 @@ from tune_softmax.experiment.problems import Faults, Frozen, near
 from tune_softmax.experiment.space import READERS, Space, Value
 from tune_softmax.experiment.yaml_reader import KeyPath, shown
 
-__all__ = ["Asha", "Dataset", "DatasetName", "ModelOptions", "Resources", "Search"]
+__all__ = ["Asha", "DatasetName", "DatasetOptions", "ModelOptions", "Resources", "Search"]
 
 DatasetName = Literal[
     "fashion-mnist",
@@ -29,7 +29,7 @@ _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _Count = Annotated[int, Field(ge=1)]
 
 
-class Dataset(Frozen):
+class DatasetOptions(Frozen):
     """Which images, and how they are split; the test set is the dataset's own."""
 
     name: DatasetName = Field(

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tune_softmax.data.dataset import load_dataset
+from tune_softmax.data.dataset import load_for
 from tune_softmax.errors import ExperimentError
 from tune_softmax.experiment.space import LogUniform, Uniform
 from tune_softmax.oracle.cache import ForeignFileError, PathFile, PathPoint, frame
@@ -147,15 +147,7 @@ def oracle(
     wanted = sorted(penalties(experiment) if path is None else set(path), reverse=True)
     if not wanted or not all(0 < decay < math.inf for decay in wanted):
         raise ExperimentError(f"penalties must be numbers > 0, got {wanted}")
-    options = experiment.dataset
-    dataset = load_dataset(
-        options.name,
-        path=options.path,
-        validation=options.validation,
-        train_fraction=options.train_fraction,
-        split_seed=options.split_seed,
-        data_dir=data_dir,
-    )
+    dataset = load_for(experiment.dataset, data_dir)
     finder = _Finder(dataset, len(wanted) + NUM_REFINEMENTS, on_progress)
     try:
         finder.known = {point.weight_decay: point for point in finder.file.read()}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax import files
-from tune_softmax.data.dataset import load_dataset
+from tune_softmax.data.dataset import load_for
 from tune_softmax.errors import (
     ClusterLostError,
     ExperimentError,
@@ -70,19 +70,12 @@ def prepared(
     def tell(phase: str) -> None:
         observe(Snapshot(phase, experiment.search.num_trials, Counter()))
 
-    options = experiment.dataset
     with ExitStack() as stack:
         with lasting():
             tell("loading the dataset")
             executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
             loading = executor.submit(
-                load_dataset,
-                options.name,
-                path=options.path,
-                validation=options.validation,
-                train_fraction=options.train_fraction,
-                split_seed=options.split_seed,
-                data_dir=Path(data_dir) if data_dir else None,
+                load_for, experiment.dataset, Path(data_dir) if data_dir else None
             )
             from tune_softmax.cluster.connect import connect  # Ray, while images are inflated
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tune_softmax import files
-from tune_softmax.data.dataset import load_dataset, load_test
+from tune_softmax.data.dataset import load_for, load_test_for
 from tune_softmax.engine import reference
 from tune_softmax.engine.tensors import to_images, to_tensors
 from tune_softmax.errors import StorageError
@@ -132,15 +132,7 @@ def train(
     config = config or experiment.single_config()
     place = Path(folder) if folder else free_folder(f"{experiment.name}-train")
     RunFolder(place).check_free()
-    options = experiment.dataset
-    dataset = load_dataset(
-        options.name,
-        validation=options.validation,
-        train_fraction=options.train_fraction,
-        path=options.path,
-        split_seed=options.split_seed,
-        data_dir=data_dir,
-    )
+    dataset = load_for(experiment.dataset, data_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = to_tensors(dataset, device)
     epochs: list[EpochMetrics] = []
@@ -160,9 +152,7 @@ def train(
             on_epoch=note,
         )
     before_test()
-    split = load_test(
-        options.name, path=options.path, split_seed=options.split_seed, data_dir=data_dir
-    )
+    split = load_test_for(experiment.dataset, data_dir)
     test = reference.evaluate(model, to_images(split, device), data)
     trained = Trained(
         config, model.cpu(), epochs, test, dataset.class_names, dataset.image_shape, place

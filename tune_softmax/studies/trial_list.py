@@ -11,20 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_softmax.data.dataset import load_test
+from tune_softmax.data.dataset import load_test_for
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.studies import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from tune_softmax.data.dataset import Dataset, Split
+    from tune_softmax.data.dataset import Dataset
     from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.run.folder import RunFolder
     from tune_softmax.scheduler.agenda import Agenda
     from tune_softmax.scheduler.progress import Snapshot
 
-__all__ = ["Listed", "load_test_set"]
+__all__ = ["Listed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Listed:
                     num_places=cluster.num_packs(self.experiment.resources),
                     should_stop=lambda: stop.is_due,
                     observe=show,
-                    test=load_test_set(self.experiment, data_dir),
+                    test=load_test_for(self.experiment.dataset, data_dir),
                 )
                 session.run(self.folder, job, cluster.folder, stop)
 
@@ -130,22 +130,6 @@ class Listed:
                 if recorded != recorded | dict(self.meta):
                     ledger.set_meta(self.meta, "extended", **self.meta)
                 yield ledger
-
-
-def load_test_set(experiment: Experiment, data_dir: Path | str | None) -> Split:
-    """Return the test set of an experiment's dataset.
-
-    Args:
-        experiment: Which dataset.
-        data_dir: Where datasets are.
-
-    Raises:
-        DataError: It cannot be had.
-    """
-    options = experiment.dataset
-    return load_test(
-        options.name, path=options.path, split_seed=options.split_seed, data_dir=data_dir
-    )
 
 
 def _record_opening(ledger: Ledger, kind: str) -> None:

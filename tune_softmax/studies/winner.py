@@ -19,7 +19,6 @@ from tune_softmax.engine.tensors import scale, to_images, to_tensors
 from tune_softmax.errors import StorageError
 from tune_softmax.studies.pictures import save_confusion
 from tune_softmax.studies.train import small_model_settings
-from tune_softmax.studies.trial_list import load_test_set
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,15 +55,7 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
         StorageError: The folder cannot be written.
     """
     experiment = found.experiment
-    options = experiment.dataset
-    dataset = data.load_dataset(
-        options.name,
-        path=options.path,
-        validation=options.validation,
-        train_fraction=options.train_fraction,
-        split_seed=options.split_seed,
-        data_dir=data_dir,
-    )
+    dataset = data.load_for(experiment.dataset, data_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = to_tensors(data.view(dataset, seed=seed, with_validation=True), device)
     config = found.config(trial)
@@ -87,7 +78,7 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
         for _ in range(config.num_epochs):
             pack.train_epoch()
     models = {number: from_layers(pack.weights(number)).to(device) for number in configs}
-    test = load_test_set(experiment, data_dir)
+    test = data.load_test_for(experiment.dataset, data_dir)
     content = _evaluation(models, test, tensors, dataset.class_names)
     configuration = {
         "trial": trial,
