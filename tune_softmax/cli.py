@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import atexit
 import errno
+import gc
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from importlib import metadata
 from typing import Annotated, NoReturn
@@ -29,7 +31,7 @@ from tune_softmax.commands import (
     searching,
     testing,
 )
-from tune_softmax.errors import StorageError, TuneSoftmaxError
+from tune_softmax.errors import InterruptedEarlyError, StorageError, TuneSoftmaxError
 
 __all__ = ["app", "main", "program"]
 
@@ -87,6 +89,8 @@ bench.command()(benchmarks.overhead)
 bench.command()(benchmarks.scaling)
 app.add_typer(bench, name="bench")
 
+EXIT_TIMEOUT_S = 5.0
+GC_THRESHOLD = 100_000  # objects, of the youngest generation
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # wherever it is that a disk ends
 
 
@@ -96,6 +100,9 @@ def main() -> None:
         app()
     except TuneSoftmaxError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except InterruptedEarlyError as error:
+        print(f"stopped by {error} before anything was trained", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted; what was recorded is kept, see `tune-softmax resume`", file=sys.stderr)
@@ -113,6 +120,9 @@ def program() -> NoReturn:
     Once Ray has been in it, taking the interpreter apart takes more than half a second, and gives
     back what ends with the process anyway. mypy ends so too.
     """
+    # Imports and a ledger's rows are many objects that stay; looking through them at each few
+    # hundred more takes an eighth of a search's start.
+    gc.set_threshold(GC_THRESHOLD, 20, 100)
     code = 0
     try:
         main()
@@ -120,7 +130,10 @@ def program() -> NoReturn:
         if isinstance(ended.code, str):  # a message, which Python prints
             raise
         code = ended.code or 0
-    atexit._run_exitfuncs()  # noqa: SLF001 - what `sys.exit` would have run
+    # What `sys.exit` would run. Ray's functions wait for ever for a cluster that does not answer.
+    ending = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # noqa: SLF001
+    ending.start()
+    ending.join(EXIT_TIMEOUT_S)
     with suppress(BrokenPipeError):  # whoever read our output has had enough
         sys.stdout.flush()
     sys.stderr.flush()

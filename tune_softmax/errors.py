@@ -26,6 +26,7 @@ __all__ = [
     "DamagedRunError",
     "DataError",
     "ExperimentError",
+    "InterruptedEarlyError",
     "PackError",
     "ResultsError",
     "RunInUseError",
@@ -100,4 +101,19 @@ class SearchInterruptedError(ResultsError):
             f"stopped by {number.name}: {done} of {total} trials are done and kept; "
             f"go on with: tune-softmax resume {run}"
         )
+        self.exit_code = 128 + number
+
+
+class InterruptedEarlyError(BaseException):
+    """A signal came before a search trained anything; there is nothing to go on with.
+
+    It is no Exception, so that nothing on the way takes it for a failure, and no
+    KeyboardInterrupt, of which the command line's library makes its own exit code.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
         self.exit_code = 128 + number

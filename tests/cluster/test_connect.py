@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tune_softmax.cluster import connect as cluster
+from tune_softmax.cluster import connect as connecting_module
+from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.connect import Node, connect
 from tune_softmax.errors import ClusterError
 from tune_softmax.experiment.experiment import Resources
@@ -75,60 +76,61 @@ def test_an_address_where_nothing_listens_is_refused():
 
 def test_a_head_that_is_gone_ends_the_process_with_what_to_do(in_child, monkeypatch, capfd):
     """Ray would end it too, but with exit code 1 and no word of how to go on."""
-    monkeypatch.setattr(cluster, "HEAD_CHECK_S", 0.01)
+    monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
+    monkeypatch.setattr(connecting_module, "HEAD_SILENCE_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
-    assert in_child(cluster._watch_head, address, threading.Event()) == 7
+    assert in_child(connecting_module._watch_head, address, threading.Event()) == 7
     error = capfd.readouterr().err
     assert f"error: the head of the Ray cluster at {address} has not answered" in error
     assert "tune-softmax resume" in error
 
 
 def test_a_head_that_answers_again_is_not_gone(in_child, monkeypatch):
-    """Only misses without an answer in between count, and the end of the search ends the watch."""
-    monkeypatch.setattr(cluster, "HEAD_CHECK_S", 0.01)
+    """Silence without an answer in between counts; the end of the search ends the watch."""
+    monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
+    monkeypatch.setattr(connecting_module, "HEAD_SILENCE_S", 10.0)
     is_over = threading.Event()
-    missed = [False] * (cluster.MAX_MISSED_CHECKS - 1)
-    answers = iter([*missed, True, *missed])
+    clock = [0.0]
+    answers = iter(["silent", "silent", None, "silent", "silent"])
 
-    def check(_address):
-        answer = next(answers, None)
-        if answer is None:
+    def ask(_address):
+        clock[0] += 4.0
+        try:
+            return next(answers)
+        except StopIteration:
             is_over.set()
-        elif not answer:
-            raise ClusterError
+            return None
 
-    monkeypatch.setattr(cluster, "_check_reachable", check)
-    assert in_child(cluster._watch_head, "10.0.0.5:6379", is_over) == 0
+    monkeypatch.setattr(connecting_module, "_why_unreachable", ask)
+    monkeypatch.setattr(connecting_module.time, "monotonic", lambda: clock[0])
+    assert in_child(connecting_module._watch_head, "10.0.0.5:6379", is_over) == 0
 
 
-def test_folders_of_dead_processes_are_removed(tmp_path, monkeypatch):
-    """What a killed search left in the temporary folder goes with the next one; others stay."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(
-        "tune_softmax.cluster.sandbox.MAX_FOLDER_LENGTH", 999
-    )  # no Ray starts below it
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    left = tmp_path / f"tune-softmax-{ended.pid}-abc"
-    mine = tmp_path / f"tune-softmax-{os.getppid()}-abc"
-    other = tmp_path / "tune-softmax-notes"
-    for folder in (left, mine, other):
-        folder.mkdir()
-    with connect("nowhere", Resources()):
-        pass
-    assert not left.exists()
-    assert mine.exists()
-    assert other.exists()
+def test_silence_is_counted_by_the_clock(in_child, monkeypatch, capfd):
+    """An answer that takes long to be refused, as of dropped packets, is no more than its time."""
+    monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
+    clock, asked = [0.0], []
+
+    def ask(_address):
+        clock[0] += 15.0
+        asked.append(clock[0])
+        assert clock[0] <= 60.0
+        return "timed out"
+
+    monkeypatch.setattr(connecting_module, "_why_unreachable", ask)
+    monkeypatch.setattr(connecting_module.time, "monotonic", lambda: clock[0])
+    assert in_child(connecting_module._watch_head, "10.0.0.5:6379", threading.Event()) == 7
+    assert "has not answered for 45 s" in capfd.readouterr().err
 
 
 LOCAL = """
 import json, os, subprocess, sys, time
 import ray
 from ray.tune.execution import class_cache
-from tune_softmax.cluster import connect
+from tune_softmax.cluster.connect import connect
 from tune_softmax.experiment.experiment import Resources
-from tune_softmax.cluster.fast_start.tune_workers import in_running_workers
+from tune_softmax.cluster.fast_start.kept_workers import in_running_workers
 
 class Trainable:
     process = lambda self: os.getpid()
@@ -195,7 +197,7 @@ def test_a_local_cluster_is_no_more_than_a_search_needs():
     }
     done = subprocess.run(
         [sys.executable, "-c", LOCAL],
-        env=os.environ | foreign,
+        env=os.environ | foreign | {fast_start.SWITCH: "1"},
         capture_output=True,
         text=True,
         check=False,

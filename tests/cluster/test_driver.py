@@ -1,20 +1,21 @@
 """How packs get workers from Ray Tune; test_search.py and test_dispatcher.py have the rest."""
 
+import os
 import subprocess
 import sys
 
 import pytest
-from ray.tune.execution import tune_controller
 
-from tune_softmax.cluster.fast_start.tune_workers import keeping_idle_workers
+from tune_softmax.cluster import fast_start
 
 SHORT_TRIALS = """
 import os, sys, time
 from pathlib import Path
-from tune_softmax.cluster import connect
+from tune_softmax.cluster.connect import connect
 from tune_softmax.experiment.experiment import Resources
-from tune_softmax.cluster.fast_start.lean_tune import tune, without_ray_data
-from tune_softmax.cluster.fast_start.tune_workers import Patient, in_running_workers
+from ray import tune
+from tune_softmax.cluster.driver import KeepPlacement
+from tune_softmax.cluster import fast_start
 
 folder, num_trials, in_rounds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "rounds"
 
@@ -65,7 +66,7 @@ with connect(None, resources) as connecting:
     tuner = tune.Tuner(
         tune.with_resources(Short, {"CPU": 1}),
         tune_config=tune.TuneConfig(
-            search_alg=TwoAtATime(), num_samples=-1, reuse_actors=True, scheduler=Patient()
+            search_alg=TwoAtATime(), num_samples=-1, reuse_actors=True, scheduler=KeepPlacement()
         ),
         run_config=tune.RunConfig(
             storage_path=str(cluster.folder / "results"),
@@ -73,7 +74,7 @@ with connect(None, resources) as connecting:
             verbose=0,
         ),
     )
-    with in_running_workers(), keeping_idle_workers(), without_ray_data():
+    with fast_start.use("fit"):
         assert len(tuner.fit()) == num_trials
 """
 
@@ -82,6 +83,7 @@ def workers(folder, num_trials, manner):
     """Run short trials, two at a time, and return the workers in which they ran."""
     done = subprocess.run(
         [sys.executable, "-c", SHORT_TRIALS, str(folder), str(num_trials), manner],
+        env=os.environ | {fast_start.SWITCH: "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -102,11 +104,3 @@ def test_a_worker_that_starts_late_is_waited_for(tmp_path):
 def test_workers_wait_for_their_next_pack(tmp_path):
     """Both have none until the other's has ended; none is replaced by a new one."""
     assert len(workers(tmp_path, 8, "rounds")) == 2
-
-
-def test_ray_tune_is_left_as_it_was():
-    """What is replaced for a search is its own again afterwards."""
-    before = tune_controller._ObjectCache
-    with keeping_idle_workers():
-        assert tune_controller._ObjectCache is not before
-    assert tune_controller._ObjectCache is before

@@ -11,10 +11,12 @@ from typing import Any
 
 import ray
 
+from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.connect import connect
-from tune_softmax.cluster.fast_start.lean_tune import tune
-from tune_softmax.cluster.fast_start.tune_workers import in_running_workers
 from tune_softmax.experiment.experiment import Resources
+
+with fast_start.use("import"):
+    from ray import tune
 
 __all__ = ["main"]
 
@@ -82,7 +84,7 @@ def _time_reports(folder: str) -> float:
             verbose=0,
         ),
     )
-    with in_running_workers():
+    with fast_start.use("fit"):
         seconds: float = tuner.fit()[0].metrics["seconds"]
     return seconds / NUM_REPORTS
 

@@ -1,6 +1,8 @@
 """Where a search runs: a local Ray cluster of its own, or an existing one by address.
 
 It says what is there and refuses what can never be met; what runs on it is not its business.
+Ray is imported inside functions, because a local cluster's token must be in the environment by
+then.
 """
 
 from __future__ import annotations
@@ -11,26 +13,15 @@ import os
 import socket
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tune_softmax.cluster.fast_start.deferred import put_off
+from tune_softmax.cluster import fast_start, sandbox
 from tune_softmax.errors import ClusterError, ClusterLostError
-from tune_softmax.gc_paused import lasting
-
-# Of the two that are put off Ray uses nothing here, and they take a third of its time to import.
-# In a notebook Ray and tqdm, which it imports, miss ipywidgets for displays that we do not use.
-with lasting(), put_off("requests"), put_off("jsonschema"), warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "IProgress not found")
-    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
-    import ray
-    import ray._common.usage.usage_lib  # `ray.init` does, and it imports requests
-
-    from tune_softmax.cluster import sandbox
-    from tune_softmax.cluster.fast_start import local_ray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,11 +33,23 @@ __all__ = ["Cluster", "Connecting", "Node", "connect"]
 
 logger = logging.getLogger("tune_softmax")
 
+# The dataset is what a local object store holds; Ray asks for at least 75 MB.
+OBJECT_STORE_BYTES = 512 * 2**20
 CONNECT_TIMEOUT_S = 5.0
-# A head that is silent for 50 s is gone. After 60 s Ray would end the process by itself, with exit
-# code 1 and no word of what to do.
+# Leaving takes a second; of a cluster whose processes had a signal before us it takes for ever.
+LEAVE_TIMEOUT_S = 10.0
+# A head that is silent for so long is gone. After 60 s Ray would end the process by itself, with
+# exit code 1 and no word of what to do.
+HEAD_SILENCE_S = 45.0
 HEAD_CHECK_S = 5.0
-MAX_MISSED_CHECKS = 10
+# Options of Ray Tune that it reads from the environment alone.
+TUNE_VARIABLES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger holds the results
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a search stops well by itself
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # Ray's own snapshots are not read
+    "TUNE_MAX_PENDING_TRIALS_PG": str(10**6),  # the dispatcher counts what fits
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class Cluster:
 
     def nodes(self) -> list[Node]:
         """Return the machines that are alive now."""
+        import ray
+
         return [
             Node(
                 node["NodeManagerAddress"],
@@ -146,7 +151,7 @@ def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
 
     Connecting takes seconds of waiting, so it goes on in the background; ask for its result once
     it is needed. If the cluster's head goes away for good, this process ends with
-    ClusterLostError's exit code. What was frozen by `gc.freeze` is thawed at the end.
+    ClusterLostError's exit code.
 
     Args:
         address: HOST:PORT of a cluster's head; None starts a local cluster of our own, whatever
@@ -155,15 +160,18 @@ def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
 
     Yields:
         The cluster to be.
+
+    Raises:
+        ClusterError: This process is connected to a cluster already.
     """
-    folder = sandbox.make_folder()
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the ledger holds the results
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `search` stops well by itself
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = str(10**9)  # Ray's own snapshots are not read
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(10**6)  # `search` counts what fits
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     is_wanted, is_over = threading.Event(), threading.Event()
-    with ThreadPoolExecutor(max_workers=1) as executor:
+    with ExitStack() as stack:
+        stack.enter_context(sandbox.variables(TUNE_VARIABLES))
+        if address is None:
+            stack.enter_context(sandbox.token_required())
+        _import_ray()
+        folder = stack.enter_context(sandbox.private_folder())
+        executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         cluster = executor.submit(_connect, address, folder, resources, is_wanted, is_over)
         try:
             yield Connecting(cluster, is_wanted)
@@ -171,15 +179,46 @@ def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
             is_wanted.set()
             wait([cluster])
             is_over.set()
-            # Handles of actors left in reference cycles would else be collected whenever Python
-            # likes, by the display's thread too, and touching Ray while it shuts down ends the
-            # process.
-            gc.collect()
-            gc.unfreeze()
-            gc.disable()
-            ray.shutdown()
+            _disconnect()
+
+
+def _import_ray() -> None:
+    """Import Ray, and refuse a process that is connected already."""
+    with warnings.catch_warnings():
+        # In a notebook tqdm, which Ray imports, misses ipywidgets for displays of no use here.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
+        import ray
+    if ray.is_initialized():
+        raise ClusterError(
+            "this Python process is connected to Ray already, and a search makes a connection of "
+            "its own: call ray.shutdown() first; to run on that cluster, give its HOST:PORT as "
+            "address then"
+        )
+
+
+def _disconnect() -> None:
+    """Leave the cluster; a local one ends. One whose processes are dead may never answer."""
+    leaving = threading.Thread(target=_leave, daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_TIMEOUT_S)
+    if leaving.is_alive():
+        logger.warning("Ray did not let go within %g s, and is left as it is", LEAVE_TIMEOUT_S)
+
+
+def _leave() -> None:
+    import ray
+
+    # Handles of actors left in reference cycles would else be collected whenever Python likes, by
+    # the display's thread too, and touching Ray while it shuts down ends the process.
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if was_enabled:
             gc.enable()
-            sandbox.remove_folder(folder)
 
 
 def _connect(
@@ -189,12 +228,10 @@ def _connect(
     is_wanted: threading.Event,
     is_over: threading.Event,
 ) -> Cluster:
-    def count_workers(num_cpus: float, num_gpus: float) -> int:
-        num_packs = Node("here", num_cpus, num_gpus).num_packs(resources)
-        return max(1, min(num_packs, resources.max_concurrent_packs or num_packs))
+    import ray
 
     if address is None:
-        local_ray.start(folder, count_workers, is_wanted)
+        _start_local(folder, resources, is_wanted)
     else:
         _join(address)
     head = ray.get_runtime_context().gcs_address
@@ -202,19 +239,76 @@ def _connect(
     return Cluster(address, folder)
 
 
+def _start_local(folder: Path, resources: Resources, is_wanted: threading.Event) -> None:
+    """Start a cluster of this machine alone, the fast way if that is on."""
+
+    def count_workers(num_cpus: float, num_gpus: float) -> int:
+        num_packs = Node("here", num_cpus, num_gpus).num_packs(resources)
+        return max(1, min(num_packs, resources.max_concurrent_packs or num_packs))
+
+    import ray
+
+    if fast_start.is_on():
+        try:
+            with fast_start.use("start", count_workers=count_workers, is_wanted=is_wanted) as more:
+                _init(folder, **more)
+        except Exception as error:  # noqa: BLE001 - whatever a release of Ray does otherwise
+            logger.warning(
+                "Ray did not start in the fast way (%s: %s), so it starts in the plain one; "
+                "%s=0 leaves the fast one out",
+                *(type(error).__name__, error, fast_start.SWITCH),
+            )
+            ray.shutdown()
+        else:
+            return
+    # Workers start in an empty folder; Ray would have them import from the driver's.
+    empty = folder.parent / "empty"
+    empty.mkdir(exist_ok=True)
+    try:
+        _init(folder, runtime_env={"working_dir": str(empty)})
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(
+            f"Ray does not start on this machine: {_first_line(error)!r}; `tune-softmax doctor` "
+            f"looks at memory, disk and limits, and Ray's own log is below {folder.parent} while "
+            "it runs"
+        ) from error
+
+
+def _init(folder: Path, **more: Any) -> None:  # noqa: ANN401 - options of `ray.init`
+    import ray
+
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(folder),
+        **more,
+    )
+    if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray below 2.59 leaves the cluster open
+        ray.shutdown()
+        raise ClusterError(
+            f"Ray {ray.__version__} was imported before the search and leaves a local cluster "
+            "open to everybody: set RAY_AUTH_MODE=token before Ray is imported, or use Ray 2.59 "
+            "or later"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _watch_head(address: str, is_over: threading.Event) -> None:
     """End this process once the cluster's head is gone: Ray Tune would wait for it in C++."""
-    num_missed = 0
+    last_answer = time.monotonic()
     while not is_over.wait(HEAD_CHECK_S):
-        try:
-            _check_reachable(address)
-            num_missed = 0
-        except ClusterError:
-            num_missed += 1
-        if num_missed == MAX_MISSED_CHECKS:
+        if _why_unreachable(address) is None:
+            last_answer = time.monotonic()
+        elif time.monotonic() - last_answer >= HEAD_SILENCE_S:
             lost = (
                 f"the head of the Ray cluster at {address} has not answered for "
-                f"{MAX_MISSED_CHECKS * HEAD_CHECK_S:g} s; nothing done is lost, go on with "
+                f"{HEAD_SILENCE_S:g} s; nothing done is lost, go on with "
                 "`tune-softmax resume RUN`, on this cluster once it is back or on another"
             )
             logger.error(lost)
@@ -224,12 +318,14 @@ def _watch_head(address: str, is_over: threading.Event) -> None:
 
 
 def _join(address: str) -> None:
+    import ray
+
     _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
-            f"--address {address}: Ray says {str(error).splitlines()[0]!r}; start the head with "
+            f"--address {address}: Ray says {_first_line(error)!r}; start the head with "
             "`ray start --head`, and use the same Ray version and authentication token here"
         ) from error
 
@@ -239,10 +335,19 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(f"--address {address!r}: write HOST:PORT, for example 10.0.0.5:6379")
+    reason = _why_unreachable(address)
+    if reason is not None:
+        raise ClusterError(
+            f"--address {address}: no Ray cluster answers there ({reason}); start its head with "
+            "`ray start --head --port=6379`, or leave --address out to run on this machine"
+        )
+
+
+def _why_unreachable(address: str) -> str | None:
+    """Return why nothing answers at HOST:PORT; None where something does."""
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"--address {address}: no Ray cluster answers there ({error}); start its head with "
-            "`ray start --head --port=6379`, or leave --address out to run on this machine"
-        ) from error
+        return str(error)
+    return None

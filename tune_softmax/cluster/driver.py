@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -16,17 +17,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import ray
 from ray.exceptions import OutOfMemoryError
 
-from tune_softmax.cluster.fast_start.lean_tune import tune, without_ray_data
-from tune_softmax.cluster.fast_start.tune_workers import (
-    Patient,
-    in_running_workers,
-    keeping_idle_workers,
-)
+from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.worker import PackTrainable, Settings
 from tune_softmax.errors import TuneSoftmaxError
 from tune_softmax.scheduler.asha import Rungs
 from tune_softmax.scheduler.dispatcher import Dispatcher
 from tune_softmax.scheduler.judge import Judge
+
+with fast_start.use("import"):
+    from ray import tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from tune_softmax.scheduler.dispatcher import Job
     from tune_softmax.scheduler.judge import Verdict
 
-__all__ = ["Outcome", "drive"]
+__all__ = ["KeepPlacement", "Outcome", "drive"]
 
 # What Ray Tune's schedulers answer.
 CONTINUE: str = tune.schedulers.TrialScheduler.CONTINUE
@@ -162,7 +161,7 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
             ],
         ),
     )
-    with in_running_workers(), keeping_idle_workers(), without_ray_data():
+    with fast_start.use("fit"):
         tuner.fit()
 
 
@@ -207,7 +206,19 @@ class _PackSearcher(tune.search.Searcher):
         """Restore nothing: a resume reads the ledger."""
 
 
-class _PackScheduler(Patient):
+class KeepPlacement(tune.schedulers.FIFOScheduler):
+    """Leaves a pack to the worker that is starting for it.
+
+    Ray Tune's own scheduler names a pack that waits, and a worker that is free takes it at once;
+    the one that was starting is ended, and a new one started for the next pack. Where packs take
+    less time than workers to start, that goes on to the end, and one place does the work of two.
+    """
+
+    def choose_trial_to_run(self, tune_controller: object) -> None:
+        """Name none: Ray Tune then starts packs in their order, each where there is room."""
+
+
+class _PackScheduler(KeepPlacement):
     """Ray Tune's view of ASHA: what becomes of a pack after a report.
 
     Args:
@@ -279,7 +290,8 @@ class _Watch(tune.Callback):
 
     def setup(self, *_args: object, **_info: object) -> None:
         """Take SIGUSR1 back: Ray Tune catches it, and ends as if the search were over."""
-        if self._on_warning is not None:  # None: not set from Python, so not by `running`
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and self._on_warning is not None:  # None: not set from Python
             signal.signal(signal.SIGUSR1, self._on_warning)
 
     def on_step_begin(self, **_info: object) -> None:

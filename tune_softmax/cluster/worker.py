@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from tune_softmax.cluster.fast_start.deferred import leave_out
-from tune_softmax.cluster.fast_start.lean_tune import tune
+from tune_softmax.cluster import fast_start
 from tune_softmax.engine.arrays import ArrayData
 from tune_softmax.metrics import FinalTest, Report, State
 from tune_softmax.scheduler.messages import PackResult
+
+with fast_start.use("import"):
+    from ray import tune
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -70,11 +72,6 @@ class PackTrainable(tune.Trainable):
     _pack: Pack | None
     _begin: Mapping[int, TrialState]
     _verdict: tuple[Collection[int], bool]  # who ends, and whether the others are parked
-
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - whatever Ray Tune gives
-        # Ray Tune would import IPython, where it is installed, to quieten it: 0.1 s.
-        with leave_out("IPython"):
-            super().__init__(*args, **options)
 
     def setup(
         self,

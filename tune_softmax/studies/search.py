@@ -14,7 +14,7 @@ from tune_softmax.errors import ResultsError
 from tune_softmax.export.background import NO_EXTRAS, Extras
 from tune_softmax.run.folder import SEARCH, RunFolder, free_folder
 from tune_softmax.scheduler.warm_start import Past, from_json, to_json, warmed
-from tune_softmax.studies import session
+from tune_softmax.studies import session, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tune_softmax.run.results import Results
     from tune_softmax.scheduler.dispatcher import Job
     from tune_softmax.scheduler.progress import Snapshot
-    from tune_softmax.studies.session import Stop
+    from tune_softmax.studies.stopping import Stop
 
 __all__ = ["resume", "search"]
 
@@ -76,7 +76,7 @@ def search(
     folder.check_free()
     server = _reachable(ledger_url, folder) if ledger_url else None
     with (
-        session.interruptible() as stop,
+        stopping.interruptible() as stop,
         session.prepared(experiment, address, data_dir, observe) as (dataset, cluster),
     ):
         folder.create()
@@ -145,7 +145,7 @@ def resume(
     with (
         folder.writing(),
         session.logging_to(folder.log),
-        session.interruptible() as stop,
+        stopping.interruptible() as stop,
         closing(Ledger.open(folder.ledger, writable=True)) as ledger,
     ):
         meta = ledger.meta()

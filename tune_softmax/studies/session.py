@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import logging
-import signal
 import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tune_softmax import files
 from tune_softmax.data.dataset import load_for
@@ -26,10 +25,10 @@ from tune_softmax.errors import (
     SearchInterruptedError,
 )
 from tune_softmax.experiment import experiment as experiments
-from tune_softmax.gc_paused import lasting
 from tune_softmax.metrics import State
 from tune_softmax.run import environment
 from tune_softmax.scheduler.progress import Snapshot
+from tune_softmax.studies import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,13 +38,12 @@ if TYPE_CHECKING:
     from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.run.folder import RunFolder
     from tune_softmax.scheduler.dispatcher import Job
+    from tune_softmax.studies.stopping import Stop
 
 __all__ = [
     "ResultsImport",
-    "Stop",
     "check_dataset",
     "check_unchanged",
-    "interruptible",
     "logging_to",
     "prepared",
     "run",
@@ -53,7 +51,7 @@ __all__ = [
     "write_experiment",
 ]
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_T = TypeVar("_T")
 
 logger = logging.getLogger("tune_softmax")
 
@@ -71,33 +69,38 @@ def prepared(
         observe(Snapshot(phase, experiment.search.num_trials, Counter()))
 
     with ExitStack() as stack:
-        with lasting():
-            tell("loading the dataset")
-            executor = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-            loading = executor.submit(
-                load_for, experiment.dataset, Path(data_dir) if data_dir else None
-            )
-            from tune_softmax.cluster.connect import connect  # Ray, while images are inflated
+        tell("loading the dataset")
+        loading = _in_background(
+            partial(load_for, experiment.dataset, Path(data_dir) if data_dir else None)
+        )
+        from tune_softmax.cluster.connect import connect  # Ray, while images are inflated
 
-            connecting = stack.enter_context(connect(address, experiment.resources))
-            for slow in (
-                "cluster.driver",
-                "scheduler.study",
-                "run.ledger",
-            ):  # Ray Tune, Optuna, SQLAlchemy
-                importlib.import_module(f"tune_softmax.{slow}")
-            dataset = loading.result()
-            _check_batch_size(experiment, len(dataset.train))
-            tell(
-                f"joining the cluster at {address}" if address else "starting Ray on this machine"
-            )
-            cluster = connecting.result()
-            for number in CAUGHT:  # Ray has put handlers of its own before ours
-                signal.signal(number, signal.getsignal(number))
-            cluster.num_packs(experiment.resources)
-            tell("starting workers")
-            gc.freeze()  # what was imported stays; looking through it takes 0.1 s
+        connecting = stack.enter_context(connect(address, experiment.resources))
+        # Ray Tune, Optuna, SQLAlchemy.
+        for slow in ("cluster.driver", "scheduler.study", "run.ledger"):
+            importlib.import_module(f"tune_softmax.{slow}")
+        dataset = loading.result()
+        _check_batch_size(experiment, len(dataset.train))
+        tell(f"joining the cluster at {address}" if address else "starting Ray on this machine")
+        cluster = connecting.result()
+        stopping.put_back()  # Ray has put handlers of its own before ours
+        cluster.num_packs(experiment.resources)
+        tell("starting workers")
         yield dataset, cluster
+
+
+def _in_background(function: Callable[[], _T]) -> Future[_T]:
+    """Call a function in a thread that a stop does not wait for, however long it downloads."""
+    future: Future[_T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def _check_batch_size(experiment: Experiment, num_images: int) -> None:
@@ -182,50 +185,6 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
 
-class Stop:
-    """A request to stop: set by a signal or by the time budget, looked at between events.
-
-    Attributes:
-        signal: The signal that came, if one did.
-        deadline: On the monotonic clock, if there is a time budget.
-        is_gentle: Whether a search looks at it; before that a signal interrupts what is under way.
-    """
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self.deadline: float | None = None
-        self.is_gentle = False
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it is time to stop."""
-        late = self.deadline is not None and time.monotonic() >= self.deadline
-        return late or self.signal is not None
-
-
-@contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a request to stop; a second SIGINT ends at once.
-
-    SIGUSR1 is what batch systems send as a warning.
-    """
-    stop = Stop()
-
-    def request(number: int, _frame: object) -> None:
-        stop.signal = signal.Signals(number)
-        signal.alarm(0)  # Ray's handler of SIGTERM would abort us 3 s after it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not stop.is_gentle:
-            raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, request) for number in CAUGHT}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class ResultsImport:
     """Imports what results need, pandas above all, where nobody waits for it.
 
@@ -276,20 +235,22 @@ def run(
     if time_budget_s is not None:
         ended = [detail for _, kind, detail in job.ledger.events() if kind == "ended"]
         stop.deadline = started + time_budget_s - sum(d.get("seconds", 0) for d in ended)
-    stop.is_gentle = True
     results = ResultsImport()
-    outcome = drive(replace(job, observe=results.with_last_pack(job.observe)), scratch)
+    with stop.gently(folder.path):
+        outcome = drive(replace(job, observe=results.with_last_pack(job.observe)), scratch)
     results.begin()
-    reason = "finished"
+    is_done = outcome.num_done == outcome.num_trials
     if outcome.was_stopped:
         reason = f"stopped by {stop.signal.name if stop.signal else 'the time budget'}"
+    else:
+        reason = "finished" if is_done else "lost the cluster"
     job.ledger.event("ended", reason=reason, seconds=round(time.monotonic() - started, 3))
     logger.info("%s: %d of %d trials done", reason, outcome.num_done, outcome.num_trials)
     if stop.signal is not None:
         raise SearchInterruptedError(
             stop.signal, folder.path, outcome.num_done, outcome.num_trials
         )
-    if outcome.num_done < outcome.num_trials and not outcome.was_stopped:
+    if not (is_done or outcome.was_stopped):
         raise ClusterLostError(
             f"{folder.path}: Ray ended after {outcome.num_done} of {outcome.num_trials} trials; "
             f"nothing done is lost, go on with `tune-softmax resume {folder.path}`"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tune_softmax.data.dataset import load_test_for
 from tune_softmax.run.ledger import Ledger
-from tune_softmax.studies import session
+from tune_softmax.studies import session, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -86,7 +86,7 @@ class Listed:
         loaded = self.experiment.dataset.model_copy(update={"train_fraction": self.train_fraction})
         source = self.experiment.model_copy(update={"dataset": loaded})
         with (
-            session.interruptible() as stop,
+            stopping.interruptible() as stop,
             session.prepared(source, address, data_dir, show) as (dataset, cluster),
         ):
             before(dataset)

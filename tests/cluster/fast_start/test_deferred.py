@@ -1,15 +1,15 @@
-"""A module that is put off is there for whoever uses it."""
+"""A deferred module is there for whoever uses it."""
 
 import sys
 
 import pytest
 
-from tune_softmax.cluster.fast_start.deferred import leave_out, put_off
+from tune_softmax.cluster.fast_start.deferred import deferred
 
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Make a module that can be put off."""
+    """Make a module that can be deferred."""
     (tmp_path / "late.py").write_text("class Named:\n    pass\n\nother = 7\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "late"
@@ -17,8 +17,8 @@ def module(tmp_path, monkeypatch):
 
 
 def test_another_name_brings_the_real_module(module):
-    """While it is put off, only the one class is made up; all else is the module's own."""
-    with put_off(module, "Named"):
+    """While it is deferred, only the one class is made up; all else is the module's own."""
+    with deferred(module, "Named"):
         import late
         from late import Named
 
@@ -31,26 +31,16 @@ def test_another_name_brings_the_real_module(module):
 
 def test_what_is_not_there_is_not_made_up(module):
     """An unknown name fails as it does with the real module."""
-    with put_off(module, "Named"):
+    with deferred(module, "Named"):
         import late
 
         with pytest.raises(AttributeError, match="nothing"):
             late.nothing  # noqa: B018
 
 
-def test_nothing_is_made_up_where_no_class_is_named(module):
-    """Whatever is used of it is the module's own."""
-    with put_off(module):
-        import late
-
-        assert late is sys.modules[module]
-        assert late.Named is sys.modules[module].Named
-        assert late is not sys.modules[module]
-
-
 def test_who_imports_it_later_has_the_real_one(module):
-    """The stand-in goes with the context, and stays with those who have it."""
-    with put_off(module):
+    """The placeholder goes with the context, and stays with those who have it."""
+    with deferred(module, "Named"):
         import late as early
     import late
 
@@ -58,19 +48,10 @@ def test_who_imports_it_later_has_the_real_one(module):
     assert early.other == late.other == 7
 
 
-def test_what_is_left_out_is_missing_for_a_while(module):
-    """Whoever can do without it does, and it is there afterwards."""
-    with leave_out(module), pytest.raises(ImportError, match=module):
-        import late
-    import late
-
-    assert late.other == 7
-
-
-def test_what_is_there_already_is_not_left_out(module):
+def test_a_module_that_is_there_already_is_not_replaced(module):
     """Somebody uses it."""
     import late
 
-    with leave_out(module):
+    with deferred(module, "Named"):
         assert sys.modules[module] is late
     assert sys.modules[module] is late

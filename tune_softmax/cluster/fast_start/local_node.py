@@ -1,40 +1,37 @@
-"""A Ray of this machine alone, started in less time than `ray.init` takes by itself.
+"""Have `ray.init` start a local node with few processes and without waiting by the second.
 
-Most of that time goes into helpers of Ray's that import what they need, on processors that a
-search needs too. So what a search does not use is not started. `ray.init` has no options for
-this; what is replaced here for the length of a start is Ray's own, and a Ray that has no such
-methods starts as it likes.
+Most of the time of a local `ray.init` goes into helper processes that a search does not use, each
+of which imports a second's worth of Python on processors that the search needs too. `ray.init`
+has no options for this. What is replaced here is Ray's own, for the length of a start; where a
+release of Ray has not such names, it starts as it likes.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import _raylet
 from ray._private import ray_constants, services
 from ray._private.node import Node
+from ray.job_config import JobConfig
 
-from tune_softmax.cluster import sandbox
 from tune_softmax.cluster.fast_start import idle_agent
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
-__all__ = ["start"]
+__all__ = ["few_processes"]
 
-# The dataset is what the object store holds; Ray asks for at least 75 MB.
-OBJECT_STORE_BYTES = 512 * 2**20
 # A cluster of one machine does not grow, workers' logs are not forwarded, and the API server, with
-# the dashboard off, would report usage statistics alone; each took a second of processor time.
+# the dashboard off, would report usage statistics alone; each takes a second of processor time.
 SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
 # Two agents are part of every node: one exports metrics and takes jobs, the other makes runtime
 # environments. A search uses neither, but each takes a second of processor time to start, and the
@@ -66,43 +63,26 @@ POLL_S = 0.02
 REGISTRATION_TIMEOUT_S = 30.0
 
 
-def start(
-    folder: Path,
-    count_workers: Callable[[float, float], int],
-    is_wanted: threading.Event,
-) -> None:
-    """Start a cluster that nobody else can find or enter, below a folder, and connect to it.
+@contextmanager
+def few_processes(
+    count_workers: Callable[[float, float], int], is_wanted: threading.Event
+) -> Iterator[dict[str, Any]]:
+    """Replace, for as long as the context lasts, what is not needed or slow of a node's start.
 
-    It cannot make runtime environments: its workers are of this installation.
+    The node cannot make runtime environments: its workers are of this installation. Its processes
+    are a session of their own, so that a signal to this process's group is not for them.
 
     Args:
-        folder: Where Ray may write.
-        count_workers: Says, given the numbers of CPUs and GPUs, how many workers will be needed
-            at once; Ray would start one for each CPU.
-        is_wanted: Set once the driver has nothing better to do than to connect. It connects in one
-            call that holds Python's lock until the first workers have come up.
+        count_workers: Returns, for a node's CPUs and GPUs, how many workers will be needed at
+            once; Ray would start one for each CPU.
+        is_wanted: Set once the driver has nothing better to do than to connect.
+
+    Yields:
+        More options for `ray.init`.
     """
-    sandbox.set_token()
-    with _sparingly(count_workers, is_wanted):
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _system_config=SYSTEM_CONFIG,
-            _temp_dir=str(folder),
-        )
-
-
-@contextmanager
-def _sparingly(
-    count_workers: Callable[[float, float], int],
-    is_wanted: threading.Event,
-) -> Iterator[None]:
-    """Replace what is not needed, or slow, of how Ray starts a node."""
     start_processes = getattr(Node, "start_ray_processes", None)
     start_process = getattr(services, "start_ray_process", None)
+    process = getattr(services, "ConsolePopen", None)
 
     def start_and_wait(node: Node) -> None:
         assert start_processes is not None
@@ -119,6 +99,9 @@ def _sparingly(
     replaced: list[tuple[object, str, object]] = [
         (Node, "start_ray_processes", start_and_wait),
         (services, "start_ray_process", start_raylet_alone),
+        (services, "ConsolePopen", process and partial(process, start_new_session=True)),
+        # Workers would import from the folder that the driver was started in.
+        (JobConfig, "_runtime_env_has_working_dir", lambda _config: True),
         # `uv run` would have it make an environment like the one that it runs in.
         (ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", False),
         *((Node, name, _start_nothing) for name in SPARED),
@@ -131,17 +114,14 @@ def _sparingly(
             if hasattr(owner, name):
                 stack.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, replacement)
-        yield
+        yield {"_system_config": SYSTEM_CONFIG}
 
 
 def _start_nothing(node: Node, **_options: object) -> None:
     node._webui_url = ""  # noqa: SLF001 - what the API server would have told
 
 
-def _alone(
-    command: list[str],
-    count_workers: Callable[[float, float], int],
-) -> list[str]:
+def _alone(command: list[str], count_workers: Callable[[float, float], int]) -> list[str]:
     """Return a raylet's command without agents, and with as many workers as are needed."""
     options = dict(part.split("=", 1) for part in command if "=" in part)
     names = [getattr(_raylet, name, None) for name in AGENT_PORTS]

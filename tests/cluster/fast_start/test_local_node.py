@@ -1,4 +1,4 @@
-"""A local Ray without what a search does not use; test_cluster.py starts one."""
+"""A local node without the processes that a search does not use; test_connect.py starts one."""
 
 import shlex
 import subprocess
@@ -10,7 +10,7 @@ from process_ends import is_running, wait_for_end
 from ray import _raylet
 
 from tune_softmax.cluster.fast_start import idle_agent
-from tune_softmax.cluster.fast_start.local_ray import AGENT_PORTS, AGENTS, NO_PORT, _alone
+from tune_softmax.cluster.fast_start.local_node import AGENT_PORTS, AGENTS, NO_PORT, _alone
 
 NODE = "ab" * 28
 
