@@ -264,11 +264,11 @@ SEARCH = """
 import functools, sys
 from tune_softmax.experiment import experiment
 from tune_softmax.export import sync
-from tune_softmax.export.background import Extras
+from tune_softmax.export.background import BackgroundTasks
 from tune_softmax.studies import search
 sync.syncing = functools.partial(sync.syncing, interval_s=0.5)
 asked = experiment.parse(sys.stdin.read(), "digits.yaml")
-search.search(asked, run_dir=sys.argv[1], extras=Extras(sync_to=sys.argv[2]))
+search.search(asked, run_dir=sys.argv[1], background=BackgroundTasks(sync_to=sys.argv[2]))
 """
 EXPERIMENT = """
 name: digits

@@ -17,7 +17,7 @@ from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError, ResultsError, RunInUseError
 from tune_softmax.experiment.experiment import parse
 from tune_softmax.metrics import EpochMetrics, FinalTest, Report, State
-from tune_softmax.run.check import Audit, check
+from tune_softmax.run.check import CheckedRun, check
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.postgresql import ServerLocation
@@ -116,39 +116,39 @@ def broken(run):
 def test_a_finished_run_keeps_every_rule(run):
     """Complete, stopped, diverged and failed trials are all as they may be."""
     before = {file.name: file.read_bytes() for file in run.path.iterdir()}
-    assert check(run.path) == Audit(num_trials=5, num_epochs=8)
+    assert check(run.path) == CheckedRun(num_trials=5, num_epochs=8)
     assert {file.name: file.read_bytes() for file in run.path.iterdir()} == before
 
 
 def test_a_run_is_checked_while_a_search_writes_it(folder):
     """Running, waiting and parked trials are as they may be until the last event."""
     with closing(Ledger.create(folder.ledger, meta_of(folder))) as ledger:
-        assert check(folder.path) == Audit(0, 0)
+        assert check(folder.path) == CheckedRun(0, 0)
         ledger.event("started")
         ledger.hand_out(0, dict.fromkeys(range(4), CONFIG))
-        assert check(folder.path) == Audit(4, 0)
+        assert check(folder.path) == CheckedRun(4, 0)
         ledger.record(0, [Report(n, 1, METRICS) for n in (0, 1)])
         ledger.record(0, [Report(2, 1, METRICS, State.PARKED, 1)])
         ledger.finish([1], State.WAITING)
-        assert check(folder.path) == Audit(4, 3)
+        assert check(folder.path) == CheckedRun(4, 3)
         ledger.finish([0, 3], State.WAITING)
         ledger.event("ended", reason="stopped by SIGINT")
-        assert check(folder.path) == Audit(4, 3)
+        assert check(folder.path) == CheckedRun(4, 3)
 
 
 def test_a_cluster_that_was_lost_leaves_trials_running(run):
     """The search could not say what became of them, and a resume trains them again."""
     sealed(run, TRIALS, (4,), state="RUNNING", rung=None)
     sealed(run, EVENTS, (2,), detail='{"reason": "lost"}')
-    assert check(run.path) == Audit(5, 8)
+    assert check(run.path) == CheckedRun(5, 8)
 
 
 def test_a_run_in_a_database_is_checked_too(folder, postgresql):
     """By the same rules."""
-    folder.place_ledger(ServerLocation.choose(postgresql.url, "audit"))
+    folder.place_ledger(ServerLocation.choose(postgresql.url, "checked"))
     with closing(Ledger.create(folder.ledger, meta_of(folder))) as ledger:
         fill(ledger)
-    assert check(folder.path) == Audit(5, 8)
+    assert check(folder.path) == CheckedRun(5, 8)
     sealed(folder, TRIALS, (0,), error="odd")
     assert broken(folder) == [
         "table trials, number 0: is COMPLETE, but has a reason to fail: 'odd'"
@@ -166,7 +166,7 @@ def test_trials_of_another_kind_of_run_need_not_be_of_the_space(folder):
         ledger.event("test_opened", command="remedies")
         ledger.record(0, [Report(n, 1, METRICS, State.COMPLETE, test=test) for n in range(9)])
         ledger.event("ended", reason="finished")
-    assert check(folder.path) == Audit(9, 9)
+    assert check(folder.path) == CheckedRun(9, 9)
 
 
 # Each rule by itself: the row that breaks it, and what is said of it.
@@ -289,7 +289,10 @@ RULES = {
     "type": (
         (TRIALS, (4,)),
         {"config": config_text(num_epochs="5")},
-        [f"{T} 4: has num_epochs '5', which is not in the space"],
+        [
+            f"{T} 4: cannot be read (num_epochs is '5')",
+            "table epochs, number 4: belongs to no trial",
+        ],
     ),
     "test opened": ((TESTS, (0,)), TEST, [UNOPENED]),
     "test of a stopped trial": (

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from tune_softmax.config import Config
 from tune_softmax.experiment.experiment import parse
 from tune_softmax.metrics import State
-from tune_softmax.run.ledger import TrialRecord
+from tune_softmax.run.records import TrialRecord
 from tune_softmax.scheduler.study import Study, distribution, recorded_value
 
 EXPERIMENT = """

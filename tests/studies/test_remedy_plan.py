@@ -6,7 +6,7 @@ import pytest
 
 from tune_softmax.experiment.experiment import parse
 from tune_softmax.metrics import State
-from tune_softmax.run.ledger import TrialRecord
+from tune_softmax.run.records import TrialRecord
 from tune_softmax.studies.remedy_plan import BASELINE, COMBINED, RemedyPlan
 
 EXPERIMENT = """name: small

@@ -30,7 +30,8 @@ def begin(path, checksum="none"):
     folder.experiment.write_text(experiments.parse(EXPERIMENT, "small.yaml").to_yaml())
     folder.environment.write_text(f'{{"dataset_checksum": "{checksum}"}}\n')
     folder.log.write_text("begun\n")
-    ledger = Ledger.create(folder.ledger, {"dataset_checksum": checksum})
+    meta = {"dataset_checksum": checksum, "experiment": folder.experiment.read_text()}
+    ledger = Ledger.create(folder.ledger, meta)
     ledger.event("started")
     return folder, ledger
 

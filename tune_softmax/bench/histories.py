@@ -11,7 +11,8 @@ from tune_softmax.experiment import experiment as experiments
 from tune_softmax.experiment.space import Choice, IntRange, LogUniform, Uniform
 from tune_softmax.metrics import EpochMetrics, Report, State
 from tune_softmax.run.folder import RunFolder
-from tune_softmax.run.ledger import Ledger, TrialRecord
+from tune_softmax.run.ledger import Ledger
+from tune_softmax.run.records import TrialRecord
 from tune_softmax.scheduler.study import Study
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ def check(
     ] = False,
 ) -> None:
     """Check that a run's files are sound and agree."""
-    from tune_softmax.run import check as audit
+    from tune_softmax.run import check as checks
     from tune_softmax.run.folder import RunFolder
     from tune_softmax.run.ledger import Ledger
 
@@ -52,7 +52,7 @@ def check(
         folder = RunFolder(run)
         with folder.writing():
             Ledger.accept_loss(folder.ledger)
-    found = audit.check(run)
+    found = checks.check(run)
     print(f"{found.num_trials:,} trials, {found.num_epochs:,} epochs: all rules hold")
 
 

@@ -22,7 +22,7 @@ from tune_softmax.commands.options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tune_softmax.export.background import Extras
+    from tune_softmax.export.background import BackgroundTasks
     from tune_softmax.run.results import Results
 
 __all__ = ["SyncOption", "TrackOption", "Tracker", "resume", "search"]
@@ -115,7 +115,7 @@ def search(
             data_dir=data_dir,
             ledger_url=ledger_url,
             warm_start=warm_start,
-            extras=_extras(sync_to, track),
+            background=_background(sync_to, track),
             observe=display,
         )
     _finish(found, strict=strict)
@@ -158,17 +158,17 @@ def resume(
             data_dir=data_dir,
             num_trials=num_trials,
             time_budget_s=time_budget_s,
-            extras=_extras(sync_to, track),
+            background=_background(sync_to, track),
             observe=display,
         )
     _finish(found, strict=strict)
 
 
-def _extras(sync_to: str | None, track: Tracker | None) -> Extras:
-    from tune_softmax.export.background import Extras
+def _background(sync_to: str | None, track: Tracker | None) -> BackgroundTasks:
+    from tune_softmax.export.background import BackgroundTasks
 
     terminal = console()
-    return Extras(
+    return BackgroundTasks(
         sync_to,
         track is not None,
         report=lambda line: terminal.print(line, highlight=False, soft_wrap=True),

@@ -1,4 +1,7 @@
-"""What goes on beside a search and never in its way: copies elsewhere, an Optuna study."""
+"""Tasks in the background of a search: copies of the run elsewhere, an Optuna study of it.
+
+None of them holds the search up, and none that fails ends it.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,19 @@ if TYPE_CHECKING:
 
     from tune_softmax.run.folder import RunFolder
 
-__all__ = ["NO_EXTRAS", "Extras"]
+__all__ = ["NO_TASKS", "BackgroundTasks"]
 
 logger = logging.getLogger("tune_softmax")
 
 
 @dataclass(frozen=True, slots=True)
-class Extras:
-    """What to do beside a search.
+class BackgroundTasks:
+    """What to do in the background of a search.
 
     Attributes:
-        sync_to: An address to copy the run to, now and then and at the end.
+        sync_to: The address of a store to copy the run to, now and then and at the end.
         track: Whether to keep an Optuna study of it up to date, for dashboards.
-        report: Takes what they have to say, a line at a time.
+        report: Called with each line that the tasks have to say.
     """
 
     sync_to: str | None = None
@@ -32,14 +35,14 @@ class Extras:
     report: Callable[[str], None] = logger.info
 
     @contextmanager
-    def beside(self, folder: RunFolder) -> Iterator[None]:
-        """Do it for as long as the context lasts.
+    def running(self, folder: RunFolder) -> Iterator[None]:
+        """Run the tasks for as long as the context lasts.
 
         Args:
             folder: The run that the search writes.
 
         Raises:
-            StorageError: The address cannot be written to, said before the search begins.
+            StorageError: The store cannot be written to; raised before the search begins.
         """
         with ExitStack() as stack:
             if self.sync_to is not None:
@@ -55,4 +58,4 @@ class Extras:
             yield
 
 
-NO_EXTRAS = Extras()
+NO_TASKS = BackgroundTasks()

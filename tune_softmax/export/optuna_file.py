@@ -7,54 +7,32 @@ changes nothing.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import BaseDistribution, distribution_to_json
 from sqlalchemy.dialects.sqlite import insert
 
 from tune_softmax import files
 from tune_softmax.errors import ResultsError, StorageError
-from tune_softmax.metrics import State
+from tune_softmax.export.optuna_rows import KEYS, STUDY_ID, RunContents, rows_of_trial
 from tune_softmax.run.ledger import Ledger
-from tune_softmax.scheduler.study import distribution, recorded_value
+from tune_softmax.scheduler.study import distribution
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.metrics import EpochMetrics
     from tune_softmax.run.folder import RunFolder
-    from tune_softmax.run.ledger import TrialRecord
+    from tune_softmax.run.records import TrialRecord
 
 __all__ = ["StudyFile", "default_path", "export", "url_of"]
 
-# Optuna's API writes a trial of 30 epochs in 100 ms, for it looks up each value before it is
-# added; the rows of 256 such trials are there in 250. So rows are written, in Optuna's schema.
 SCHEMA = "v3.2.0.a"
-STUDY_ID = 1  # one study a file
-KEYS = {
-    "trials": ("trial_id",),
-    "trial_params": ("trial_id", "param_name"),
-    "trial_values": ("trial_id", "objective"),
-    "trial_intermediate_values": ("trial_id", "step"),
-    "trial_user_attributes": ("trial_id", "key"),
-}
-STATES = {
-    State.WAITING: "WAITING",
-    State.RUNNING: "RUNNING",
-    State.PARKED: "RUNNING",  # on a rung, a state that Optuna has not
-    State.COMPLETE: "COMPLETE",
-    State.PRUNED: "PRUNED",
-    State.FAIL: "FAIL",
-}
 OWNER = "tune_softmax_run"  # the study's attribute that says from which run it was made
 
 
@@ -127,38 +105,14 @@ class StudyFile:
 # --- A run --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What a study is made from, of one moment.
-
-    Attributes:
-        experiment: What was asked.
-        has_begun: Whether anything is recorded of it.
-        started: When it began, UTC; trials have no times of their own.
-        trials: By number.
-        epochs: By trial number, in order.
-    """
-
-    experiment: Experiment
-    has_begun: bool
-    started: datetime
-    trials: list[TrialRecord]
-    epochs: dict[int, list[tuple[int, EpochMetrics]]]
-
-    @property
-    def owner(self) -> str:
-        """What tells the run from others, wherever its folder is."""
-        return self.started.isoformat()
-
-
-def _read(folder: RunFolder) -> _Run:
+def _read(folder: RunFolder) -> RunContents:
     with closing(Ledger.open(folder.ledger)) as ledger, ledger.snapshot():
         trials, epochs, events = ledger.trials(), ledger.epochs(), ledger.events()
     by_trial: dict[int, list[tuple[int, EpochMetrics]]] = {trial.number: [] for trial in trials}
     for number, epoch, metrics in epochs:
         by_trial[number].append((epoch, metrics))
     first = datetime.fromisoformat(events[0][0]) if events else datetime.fromtimestamp(0, UTC)
-    return _Run(
+    return RunContents(
         experiment=folder.read_experiment(),
         has_begun=bool(events),
         started=first.astimezone(UTC).replace(tzinfo=None),  # as Optuna keeps times
@@ -181,7 +135,7 @@ def _owner(path: Path) -> str | None:
         return None
 
 
-def _make(folder: RunFolder, run: _Run, path: Path) -> None:
+def _make(folder: RunFolder, run: RunContents, path: Path) -> None:
     with _translating(path), files.replacing(path) as draft:
         _make_empty(folder, run, draft)
         _Rows(draft).write(run)
@@ -202,7 +156,7 @@ def _translating(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be written ({reason})") from error
 
 
-def _make_empty(folder: RunFolder, run: _Run, path: Path) -> None:
+def _make_empty(folder: RunFolder, run: RunContents, path: Path) -> None:
     """Let Optuna make its tables and a study without trials."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=_engine_options(path))
@@ -252,7 +206,7 @@ class _Rows:
         self._tables.reflect(self._engine, only=list(KEYS))
         self._written: dict[int, tuple[TrialRecord, int]] = {}
 
-    def write(self, run: _Run) -> None:
+    def write(self, run: RunContents) -> None:
         """Bring the study to where the run is, in one transaction."""
         distributions = {n: distribution(d) for n, d in run.experiment.space.searched.items()}
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in KEYS}
@@ -263,7 +217,7 @@ class _Rows:
                 continue
             is_same_attempt = before is not None and before.attempts == trial.attempts
             fresh = run.epochs[number][num_epochs if is_same_attempt else 0 :]
-            for name, added in _rows(run, trial, fresh, distributions).items():
+            for name, added in rows_of_trial(run, trial, fresh, distributions).items():
                 rows[name] += added
         with self._engine.begin() as connection:
             if not self._written:  # whatever an earlier process left here
@@ -284,91 +238,3 @@ class _Rows:
             if column.name not in {*primary, *KEYS[name]}
         }
         return statement.on_conflict_do_update(index_elements=KEYS[name], set_=values)
-
-
-def _rows(
-    run: _Run,
-    trial: TrialRecord,
-    fresh: list[tuple[int, EpochMetrics]],
-    distributions: Mapping[str, BaseDistribution],
-) -> dict[str, list[dict[str, Any]]]:
-    """Return a trial's rows by table, of its epochs only the fresh ones."""
-    identity = {"trial_id": trial.number + 1}
-    curve = run.epochs[trial.number]
-    metric = run.experiment.search.metric
-    seconds = sum(metrics.seconds for _, metrics in curve)
-    ended = run.started + timedelta(seconds=seconds) if trial.state.is_final else None
-    params, attributes = _params(trial, distributions)
-    attributes |= _attributes(trial, curve)
-    rows: dict[str, list[dict[str, Any]]] = {
-        "trials": [
-            {
-                **identity,
-                "number": trial.number,
-                "study_id": STUDY_ID,
-                "state": STATES[trial.state],
-                "datetime_start": None if trial.state is State.WAITING else run.started,
-                "datetime_complete": ended,
-            }
-        ],
-        "trial_params": [{**identity, **param} for param in params],
-        "trial_intermediate_values": [
-            {**identity, "step": epoch, **_stored(getattr(metrics, metric), "intermediate_value")}
-            for epoch, metrics in fresh
-        ],
-        "trial_user_attributes": [
-            {**identity, "key": key, "value_json": json.dumps(value)}
-            for key, value in attributes.items()
-        ],
-    }
-    values = [getattr(metrics, metric) for _, metrics in curve]
-    value = recorded_value(trial.config, trial.state, values)
-    if value is not None and not math.isnan(value):
-        rows["trial_values"] = [{**identity, "objective": 0, **_stored(value, "value")}]
-    return rows
-
-
-def _params(
-    trial: TrialRecord, distributions: Mapping[str, BaseDistribution]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a trial's hyperparameters as Optuna keeps them, and those that its space lacks."""
-    params, others = [], {}
-    for name, domain in distributions.items():
-        value = getattr(trial.config, name)
-        try:
-            internal = domain.to_internal_repr(value)
-        except ValueError:  # a choice that is not in the space, of a trial that was asked for
-            others[name] = value
-            continue
-        described = distribution_to_json(domain)
-        params.append(
-            {"param_name": name, "param_value": internal, "distribution_json": described}
-        )
-    return params, others
-
-
-def _attributes(trial: TrialRecord, curve: list[tuple[int, EpochMetrics]]) -> dict[str, object]:
-    """Return what else is known of a trial; what is no number is left out, JSON has none."""
-    last = asdict(curve[-1][1]) if curve else {}
-    attributes = {
-        **last,
-        "seconds": sum(metrics.seconds for _, metrics in curve),
-        "epochs_trained": len(curve),
-        "pack": trial.pack,
-        "attempts": trial.attempts,
-        "rung": trial.rung,
-        "error": trial.error,
-    }
-    return {
-        key: value
-        for key, value in attributes.items()
-        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
-    }
-
-
-def _stored(value: float, column: str) -> dict[str, object]:
-    """Return a number as Optuna keeps it: its kind beside it, for SQL has no infinity."""
-    if math.isfinite(value):
-        return {column: value, f"{column}_type": "FINITE"}
-    kind = "NAN" if math.isnan(value) else "INF_POS" if value > 0 else "INF_NEG"
-    return {column: None, f"{column}_type": kind}

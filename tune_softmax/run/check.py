@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.metrics import EpochMetrics, FinalTest
-    from tune_softmax.run.ledger import Contents, TrialRecord
+    from tune_softmax.run.ledger import Contents
+    from tune_softmax.run.records import TrialRecord
 
     _Curve = dict[int, EpochMetrics]  # by epoch
 
-__all__ = ["Audit", "check"]
+__all__ = ["CheckedRun", "check"]
 
 _SEARCH = "search"  # what a ledger holds that names no other kind in its meta
 
@@ -39,7 +40,7 @@ _MOST_SHOWN = 100  # broken rules; a file that lost a page may break thousands
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class CheckedRun:
     """A run that keeps every rule.
 
     Attributes:
@@ -51,7 +52,7 @@ class Audit:
     num_epochs: int
 
 
-def check(run: Path | str) -> Audit:
+def check(run: Path | str) -> CheckedRun:
     """Check a run, finished or not; a search may be writing it.
 
     Args:
@@ -74,7 +75,7 @@ def check(run: Path | str) -> Audit:
             f"{folder.path}: {count} broken; restore the folder from a copy, or search again into "
             f"another one:{''.join(lines)}"
         )
-    return Audit(len(contents.trials), len(contents.epochs))
+    return CheckedRun(len(contents.trials), len(contents.epochs))
 
 
 def _broken_rules(folder: RunFolder, contents: Contents) -> Iterator[str]:
@@ -126,14 +127,13 @@ def _trial(trial: TrialRecord, curve: _Curve, *, is_search: bool) -> Iterator[st
         yield f"has epoch {last}, but not {', '.join(map(str, missing))}"
     if curve and min(curve) < 1:
         yield f"has epoch {min(curve)}, but epochs begin with 1"
-    if trial.rung is not None and not (isinstance(trial.rung, int) and 1 <= trial.rung <= last):
+    if trial.rung is not None and not 1 <= trial.rung <= last:
         yield f"must be on a rung within its {last} epochs, got {trial.rung}"
     if trial.state is State.FAIL and not trial.error:
         yield "is FAIL without a reason"
     if trial.state is not State.FAIL and trial.error is not None:
         yield f"is {trial.state}, but has a reason to fail: {trial.error!r}"
-    if isinstance(trial.config.num_epochs, int):
-        yield from _state(trial, last, is_search=is_search)
+    yield from _state(trial, last, is_search=is_search)
 
 
 def _state(trial: TrialRecord, last: int, *, is_search: bool) -> Iterator[str]:

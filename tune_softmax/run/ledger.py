@@ -8,19 +8,27 @@ written, or is gone, is a damaged run: every read holds its rows against their c
 
 from __future__ import annotations
 
-import json
-import math
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError, ResultsError
-from tune_softmax.metrics import CURVES, EpochMetrics, FinalTest, Report, State
+from tune_softmax.metrics import EpochMetrics, FinalTest, Report, State
 from tune_softmax.run.postgresql import PostgresqlSchema, ServerLocation
+from tune_softmax.run.records import (
+    TrialRecord,
+    epoch_row,
+    new_trial_row,
+    read_epoch,
+    read_event,
+    read_meta,
+    read_test,
+    read_trial,
+    test_row,
+)
 from tune_softmax.run.sqlite import SqliteFile
 from tune_softmax.run.tables import (
     EPOCHS,
@@ -40,32 +48,11 @@ from tune_softmax.run.tables import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Contents", "Ledger", "TrialRecord"]
+    from tune_softmax.config import Config
+
+__all__ = ["Contents", "Ledger"]
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRecord:
-    """One row of the ledger's trials.
-
-    Attributes:
-        number: From 0, in the order of asking.
-        state: Where it stands.
-        config: Its hyperparameters.
-        pack: The pack it trains in, or trained in last.
-        attempts: How often it was handed out.
-        rung: The highest of ASHA's rungs that it has reached, in epochs.
-        error: Why it failed.
-    """
-
-    number: int
-    state: State
-    config: Config
-    pack: int
-    attempts: int
-    rung: int | None
-    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +247,7 @@ class Ledger:
         """
         with self._transaction() as batch:
             known = {row["number"]: row for row in batch.find(TRIALS, configs)}
-            rows = [known.get(n) or _new_trial(n, config) for n, config in configs.items()]
+            rows = [known.get(n) or new_trial_row(n, config) for n, config in configs.items()]
             attempts = {row["number"]: row["attempts"] + 1 for row in rows}
             handed = {"state": State.RUNNING, "pack": pack}
             batch.put(TRIALS, [{**r, **handed, "attempts": attempts[r["number"]]} for r in rows])
@@ -291,14 +278,14 @@ class Ledger:
                 if row["pack"] == pack and row["state"] == State.RUNNING
             }
             reports = [report for report in reports if report.number in current]
-            batch.put(EPOCHS, [_epoch_row(report) for report in reports])
+            batch.put(EPOCHS, [epoch_row(report) for report in reports])
             last = {report.number: report for report in reports}.values()
             rows = [
                 {**current[r.number], "state": r.state, "rung": r.rung, "error": r.error}
                 for r in last
             ]
             batch.put(TRIALS, [row for row in rows if row != current[row["number"]]])
-            batch.put(TESTS, [_test_row(r.number, r.test) for r in last if r.test is not None])
+            batch.put(TESTS, [test_row(r.number, r.test) for r in last if r.test is not None])
 
     def finish(self, numbers: Iterable[int], state: State, error: str | None = None) -> None:
         """Give trials a state without an epoch: FAIL for a lost pack, WAITING for a stopped one.
@@ -333,23 +320,23 @@ class Ledger:
             DamagedRunError: A row is not one that this module wrote, or is gone; so do the
                 others that read.
         """
-        return dict(self._sound(META, _meta))
+        return dict(self._sound(META, read_meta))
 
     def trials(self) -> list[TrialRecord]:
         """Return every trial, by number."""
-        return self._sound(TRIALS, _trial)
+        return self._sound(TRIALS, read_trial)
 
     def epochs(self) -> list[tuple[int, int, EpochMetrics]]:
         """Return every epoch as (trial number, epoch, metrics), by trial and epoch."""
-        return self._sound(EPOCHS, _epoch)
+        return self._sound(EPOCHS, read_epoch)
 
     def test_results(self) -> dict[int, FinalTest]:
         """Return the test-set results by trial number."""
-        return dict(self._sound(TESTS, _test))
+        return dict(self._sound(TESTS, read_test))
 
     def events(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Return every event as (UTC time, kind, detail), in order."""
-        return self._sound(EVENTS, _event)
+        return self._sound(EVENTS, read_event)
 
     def contents(self) -> Contents:
         """Return all that there is, of one moment, and everything that is wrong with it."""
@@ -357,11 +344,11 @@ class Ledger:
             faults = self._storage.faults(connection)
             whole: list[list[Any]] = []
             for table, read in (
-                (META, _meta),
-                (TRIALS, _trial),
-                (EPOCHS, _epoch),
-                (TESTS, _test),
-                (EVENTS, _event),
+                (META, read_meta),
+                (TRIALS, read_trial),
+                (EPOCHS, read_epoch),
+                (TESTS, read_test),
+                (EVENTS, read_event),
             ):
                 values, wrong = self._read(connection, table, read)
                 whole.append(values)
@@ -405,7 +392,7 @@ class Ledger:
             fault = fetched.faults.get(index)
             try:
                 values.append(read(row))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 fault = f"cannot be read ({error})"
             if fault is not None:
                 faults.append(f"{place(table, row)}: {fault}")
@@ -437,56 +424,3 @@ def _storage(
     if isinstance(location, Path):
         return SqliteFile(location, writable=writable, is_new=is_new)
     return PostgresqlSchema(location, writable=writable, is_new=is_new)
-
-
-def _new_trial(number: int, config: Config) -> dict[str, Any]:
-    values = {"number": number, "config": json.dumps(asdict(config)), "attempts": 0}
-    return {**values, "rung": None, "error": None}
-
-
-def _epoch_row(report: Report) -> dict[str, object]:
-    metrics = report.metrics
-    values = {name: float(getattr(metrics, name)) for name in (*CURVES, "seconds")}
-    return {"number": report.number, "epoch": report.epoch, **values}
-
-
-def _test_row(number: int, test: FinalTest) -> dict[str, object]:
-    values = {"loss": float(test.loss), "accuracy": float(test.accuracy)}
-    return {"number": number, **values, "confusion": json.dumps(test.confusion)}
-
-
-def _meta(row: dict[str, Any]) -> tuple[str, str]:
-    return row["key"], row["value"]
-
-
-def _trial(row: dict[str, Any]) -> TrialRecord:
-    return TrialRecord(
-        number=int(row["number"]),
-        state=State(row["state"]),
-        config=Config(**json.loads(row["config"])),
-        pack=int(row["pack"]),
-        attempts=int(row["attempts"]),
-        rung=row["rung"],
-        error=row["error"],
-    )
-
-
-def _epoch(row: dict[str, Any]) -> tuple[int, int, EpochMetrics]:
-    number, epoch, *values = row.values()
-    # There are many rows, and nearly all are without a NULL.
-    read = _number if None in values else float
-    return int(number), int(epoch), EpochMetrics(*map(read, values))
-
-
-def _test(row: dict[str, Any]) -> tuple[int, FinalTest]:
-    confusion = tuple(tuple(map(int, counts)) for counts in json.loads(row["confusion"]))
-    return int(row["number"]), FinalTest(_number(row["loss"]), _number(row["accuracy"]), confusion)
-
-
-def _event(row: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    return row["at"], row["kind"], dict(json.loads(row["detail"]))
-
-
-def _number(value: float | None) -> float:
-    """Return a float; SQL has no NaN, so it is NULL there."""
-    return math.nan if value is None else float(value)

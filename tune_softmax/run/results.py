@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tune_softmax.config import Config
     from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.metrics import EpochMetrics
-    from tune_softmax.run.ledger import TrialRecord
+    from tune_softmax.run.records import TrialRecord
 
 __all__ = ["Best", "Results", "load"]
 
@@ -174,9 +174,9 @@ def load(run: Path | str) -> Results:
     epoch_frame = _epoch_frame(epochs)
     try:
         trial_frame = _trial_frame(trials, epoch_frame, experiment)
-    except (ValueError, TypeError) as error:
+    except OverflowError as error:
         raise DamagedRunError(
-            f"{folder.ledger}: table trials holds a value of the wrong type ({error}); restore "
+            f"{folder.ledger}: table trials holds a number that is too large ({error}); restore "
             "the folder from a copy"
         ) from error
     return Results(folder, experiment, trial_frame, epoch_frame)

@@ -1,9 +1,8 @@
-"""A ledger in one SQLite file: how it is opened, what lies beside it, and what may go wrong.
+"""A ledger in one SQLite file: how it is opened and closed, what is lost, and what SQLite says.
 
-While a process writes, transactions stand in SQLite's write-ahead log, `-wal`, beside the file.
-SQLite forgets in silence whatever comes after the first damaged place of that log. So as long as
-there is a log, a file of our own, `-commits`, holds the number of the last transaction, and a
-ledger that ends before it has lost something. A writer that closes well leaves one plain file.
+While a process writes, new transactions are in SQLite's write-ahead log, the file `-wal`, and
+their number is in a file of our own, `-commits` (see `commit_count`). A writer that closes leaves
+one plain file.
 """
 
 from __future__ import annotations
@@ -12,15 +11,13 @@ import os
 import shutil
 import sqlite3
 import tempfile
-import time
-import zlib
 from contextlib import closing, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from tune_softmax import files
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
+from tune_softmax.run.commit_count import CommitCount, DamagedCount
 
 __all__ = ["SqliteFile"]
 
@@ -51,16 +48,22 @@ class SqliteFile:
     Raises:
         ResultsError: There is no such file, or there is one already.
         DamagedRunError: What lies beside it is no file, or lies there alone.
+        StorageError: What lies beside it cannot be read.
     """
 
     def __init__(self, path: Path, *, writable: bool, is_new: bool = False) -> None:
         self.name = str(path)
         self._path = path
-        self._counter: int | None = None  # descriptor of the -commits file, once writing begins
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._check_free() if is_new else self._check_there()
+        self._count = CommitCount(self._beside("-commits"))
         # Read before the ledger, which may only be further on when its turn comes.
-        self._known = self._read_counter()
+        try:
+            self._known = self._count.read()
+        except OSError as error:
+            raise StorageError(
+                f"{self._count.path}: cannot be read ({error.strerror}); give read access"
+            ) from error
         mode = "mode=rwc" if is_new else "mode=rw" if writable else "mode=ro"
         self.engine = self._make_engine(mode, writable=writable)
 
@@ -122,20 +125,7 @@ class SqliteFile:
             shutil.copy(path, self._copy.name)
         return Path(self._copy.name) / self._path.name
 
-    # The number of the last transaction
-
-    def _read_counter(self) -> bytes | None:
-        """Return what the -commits file holds, if it is there."""
-        content = None
-        for _attempt in range(3):
-            try:
-                content = files.read_bytes(self._beside("-commits"))
-            except FileNotFoundError:
-                return None
-            if _parsed(content) is not None:
-                break
-            time.sleep(0.01)  # its writer may be in the middle of the line
-        return content
+    # What is lost
 
     def check_made(self) -> None:
         """Check that the file is a database with something in it.
@@ -147,7 +137,7 @@ class SqliteFile:
         with self.engine.connect() as connection:
             if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one():
                 return
-        if self._known is not None and _parsed(self._known) == 0:
+        if self._known == 0:
             raise ResultsError(
                 f"{self._path}: the search has not begun to write; if none runs, one was killed "
                 "before its first trial: remove the folder and search again"
@@ -164,11 +154,11 @@ class SqliteFile:
             How many are lost, None if that cannot be told, and what to say of it; or None where
             nothing is lost.
         """
-        known = None if self._known is None else _parsed(self._known)
-        if known is None and (self._known is not None or self._lacks_counter()):
-            state = "is missing" if self._known is None else "is damaged"
+        known = self._known
+        if isinstance(known, DamagedCount) or (known is None and self._lacks_count()):
+            state = "is missing" if known is None else "is damaged"
             return None, (
-                f"{self._beside('-commits')}: {state}, so it cannot be told whether the end of "
+                f"{self._count.path}: {state}, so it cannot be told whether the end of "
                 f"the ledger is lost; restore the folder from a copy, or {self._accept('go on')}"
             )
         if known is not None and found < known:
@@ -182,7 +172,7 @@ class SqliteFile:
     def _accept(self, purpose: str) -> str:
         return f"{purpose} after `tune-softmax check {self._path.parent} --accept-loss`"
 
-    def _lacks_counter(self) -> bool:
+    def _lacks_count(self) -> bool:
         """Say whether the file needs a write-ahead log and nothing counts the transactions.
 
         Asked twice, because a writer may come or go in between.
@@ -190,7 +180,7 @@ class SqliteFile:
         for _attempt in range(2):
             with self._path.open("rb") as file:
                 header = file.read(20)
-            if header[18:19] != bytes([_WAL_MODE]) or self._beside("-commits").exists():
+            if header[18:19] != bytes([_WAL_MODE]) or self._count.path.exists():
                 return False
         return True
 
@@ -204,19 +194,13 @@ class SqliteFile:
             StorageError: The folder cannot be written.
         """
         try:
-            # A reader never meets it empty.
-            with files.replacing(self._beside("-commits")) as draft:
-                self._counter = os.open(draft, os.O_RDWR | os.O_CLOEXEC)
-                os.pwrite(self._counter, _line(commits), 0)
+            self._count.begin(commits)
         except OSError as error:
             raise self._unwritable(error) from error
         self._set_journal_mode("WAL")
 
     def note_commit(self, commits: int) -> None:
-        """Note a transaction that is on the disk.
-
-        It reaches the disk itself at the system's leisure: that is soon enough for a process that
-        dies, and after a power cut the count may only be too low, never too high.
+        """Count a transaction that is on the disk.
 
         Args:
             commits: Transactions that the ledger holds with it.
@@ -224,9 +208,8 @@ class SqliteFile:
         Raises:
             StorageError: The folder cannot be written.
         """
-        assert self._counter is not None, "writing has not begun"
         try:
-            os.pwrite(self._counter, _line(commits), 0)
+            self._count.set(commits)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -236,14 +219,13 @@ class SqliteFile:
         Where another process reads at this moment, the write-ahead log and the count stay beside
         the file; they are whole together.
         """
-        if self._counter is not None:
+        if self._count.is_open:
             mode = None
             with suppress(sa.exc.DBAPIError, sqlite3.Error):
                 mode = self._set_journal_mode("DELETE")
-            os.close(self._counter)
-            self._counter = None
+            self._count.close()
             if mode == "delete":
-                self._beside("-commits").unlink(missing_ok=True)
+                self._count.path.unlink(missing_ok=True)
         self.engine.dispose()
         if self._copy is not None:
             self._copy.cleanup()
@@ -299,15 +281,3 @@ class SqliteFile:
         return DamagedRunError(
             f"{self._path}: SQLite says '{error}'; restore the folder from a copy"
         )
-
-
-def _line(commits: int) -> bytes:
-    """Return the -commits file's content: always of one length, with a checksum."""
-    number = f"{commits:020d}"
-    return f"{number} {zlib.crc32(number.encode()):08x}\n".encode()
-
-
-def _parsed(content: bytes) -> int | None:
-    """Return the number of transactions, or None where the content is not ours."""
-    number = content[:20]
-    return int(number) if number.isdigit() and _line(int(number)) == content else None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.config import Config
     from tune_softmax.metrics import State
-    from tune_softmax.run.ledger import TrialRecord
+    from tune_softmax.run.records import TrialRecord
 
 __all__ = ["Agenda", "FixedList", "Task", "View"]
 

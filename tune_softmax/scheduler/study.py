@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tune_softmax.config import Config
     from tune_softmax.experiment.experiment import Search
     from tune_softmax.experiment.space import Domain, Space, Value
-    from tune_softmax.run.ledger import TrialRecord
+    from tune_softmax.run.records import TrialRecord
     from tune_softmax.scheduler.warm_start import Past
 
 __all__ = ["Study", "distribution", "recorded_value"]

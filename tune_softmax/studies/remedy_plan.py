@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tune_softmax.config import Config
     from tune_softmax.experiment.experiment import Experiment
-    from tune_softmax.run.ledger import TrialRecord
+    from tune_softmax.run.records import TrialRecord
 
 __all__ = ["BASELINE", "COMBINED", "LESS_DATA", "Arm", "RemedyPlan"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax.errors import ResultsError
-from tune_softmax.export.background import NO_EXTRAS, Extras
+from tune_softmax.export.background import NO_TASKS, BackgroundTasks
 from tune_softmax.run.folder import SEARCH, RunFolder, free_folder
 from tune_softmax.scheduler.warm_start import Past, from_json, to_json, warmed
 from tune_softmax.studies import session, stopping
@@ -40,7 +40,7 @@ def search(
     data_dir: Path | str | None = None,
     ledger_url: str | None = None,
     warm_start: Path | str | None = None,
-    extras: Extras = NO_EXTRAS,
+    background: BackgroundTasks = NO_TASKS,
     observe: Callable[[Snapshot], None] = lambda _snapshot: None,
 ) -> Results:
     """Search an experiment's space and return what was found.
@@ -55,7 +55,7 @@ def search(
             the run folder.
         warm_start: The folder of another run, whose best trials are tried first and, where the
             spaces agree, whose history the sampler learns from.
-        extras: What goes on beside the search.
+        background: What to do meanwhile: copies, an Optuna study.
         observe: Called with every change, to display it.
 
     Returns:
@@ -93,7 +93,7 @@ def search(
             from tune_softmax.run.ledger import Ledger
 
             ledger = Ledger.create(folder.ledger, meta)
-            with closing(ledger), extras.beside(folder):
+            with closing(ledger), background.running(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
                 session.run(folder, job, cluster.folder, stop, experiment.search.time_budget_s)
     return _results(folder.path)
@@ -106,7 +106,7 @@ def resume(
     data_dir: Path | str | None = None,
     num_trials: int | None = None,
     time_budget_s: float | None = None,
-    extras: Extras = NO_EXTRAS,
+    background: BackgroundTasks = NO_TASKS,
     observe: Callable[[Snapshot], None] = lambda _snapshot: None,
 ) -> Results:
     """Run what is left of a search, or more than it was asked for.
@@ -120,7 +120,7 @@ def resume(
         data_dir: Where datasets are.
         num_trials: More trials than the search had.
         time_budget_s: More seconds than the search had, all told.
-        extras: What goes on beside the search.
+        background: What to do meanwhile: copies, an Optuna study.
         observe: Called with every change, to display it.
 
     Returns:
@@ -157,7 +157,7 @@ def resume(
                 ledger.set_meta({"experiment": experiment.to_yaml()}, "extended", **changed)
                 session.write_experiment(folder, experiment)
             history = from_json(meta.get("history", "[]"))
-            with extras.beside(folder):
+            with background.running(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
                 session.run(folder, job, cluster.folder, stop, experiment.search.time_budget_s)
     return _results(folder.path)
