@@ -1,11 +1,19 @@
 """Configurations: what their numbers mean."""
 
+import operator
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
 
-from tune_softmax.config import HYPERPARAMETERS, SCHEDULES, Config
+from tune_softmax.config import (
+    BOUNDS,
+    DEFAULTS,
+    DESCRIPTIONS,
+    HYPERPARAMETERS,
+    SCHEDULES,
+    Config,
+)
 
 PLAIN = Config(batch_size=64, num_epochs=3, learning_rate=0.1)
 
@@ -60,6 +68,17 @@ def test_a_configuration_does_not_change():
         PLAIN.batch_size = 1
     assert replace(PLAIN) == PLAIN
     assert len({PLAIN, replace(PLAIN)}) == 1
+
+
+def test_every_hyperparameter_says_what_it_is():
+    """The description of a number names its bounds, and a default lies within them."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    holds = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+    for name in HYPERPARAMETERS:
+        for bound, value in BOUNDS[name].items():
+            assert f"{signs[bound]} {value}" in DESCRIPTIONS[name]
+            assert holds[bound](DEFAULTS.get(name, value + 0.5), value)
+    assert {name for name in HYPERPARAMETERS if not BOUNDS[name]} == {"learning_rate_schedule"}
 
 
 def test_what_is_not_given_is_plain_softmax_regression():

@@ -1,14 +1,26 @@
-"""One sampled set of hyperparameters: what a trial is trained with, and nothing else.
+"""The hyperparameters of a trial: their names, types, ranges, defaults and descriptions.
 
-Plain values without a dependency, so that the engine runs where only torch is installed.
-Which values an experiment allows is `experiment.py`'s duty.
+Plain values without a dependency, so that the engine runs where only torch is installed. The
+search space, the JSON schema and the documentation take what they say of a hyperparameter here.
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
-__all__ = ["HYPERPARAMETERS", "SCHEDULES", "Config", "Precision", "Reduction", "Schedule"]
+__all__ = [
+    "BOUNDS",
+    "DEFAULTS",
+    "DESCRIPTIONS",
+    "HYPERPARAMETERS",
+    "SCHEDULES",
+    "Bounds",
+    "Config",
+    "Precision",
+    "Reduction",
+    "Schedule",
+]
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -18,32 +30,72 @@ Reduction = Literal["mean", "sum"]
 Precision = Literal["float32", "bfloat16x2", "bfloat16", "tf32"]
 
 
+class Bounds(TypedDict, total=False):
+    """The range of a number: as many of these as it has."""
+
+    ge: float
+    gt: float
+    le: float
+    lt: float
+
+
+def _about(description: str, **bounds: Unpack[Bounds]) -> dict[str, Any]:
+    """Return the metadata of a hyperparameter."""
+    return {"description": description, "bounds": bounds}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The hyperparameters of one trial.
+    """One sampled set of hyperparameters: what one trial is trained with.
 
-    Attributes:
-        batch_size: Images per mini-batch, at least 1; an epoch's last batch may be shorter.
-        num_epochs: Passes over the training set, at least 1.
-        learning_rate: Initial step size, positive.
-        learning_rate_schedule: How the step size falls to zero over the trial's own epochs.
-        weight_decay: lambda >= 0 in lambda/2 * ||W||^2; biases are not penalized.
-        l1: Factor >= 0 of ||W||_1; biases are not penalized.
-        momentum: 0 <= momentum < 1, torch's form (no dampening, not Nesterov's).
-        hidden_units: Width of the hidden ReLU layer; 0 is softmax regression.
-        augmentation: How far every image is moved anew in each epoch, in [0, 1]; see
-            `augmentation.py`. Validation and test images stay.
+    `DESCRIPTIONS` says what each is and `BOUNDS` which numbers an experiment allows; nothing is
+    checked here.
     """
 
-    batch_size: int
-    num_epochs: int
-    learning_rate: float
-    learning_rate_schedule: Schedule = "constant"
-    weight_decay: float = 0.0
-    l1: float = 0.0
-    momentum: float = 0.0
-    hidden_units: int = 0
-    augmentation: float = 0.0
+    batch_size: int = field(metadata=_about("Images per mini-batch, an integer >= 1.", ge=1))
+    num_epochs: int = field(
+        metadata=_about(
+            "Passes over the training set, an integer >= 1; ASHA may stop a trial earlier.", ge=1
+        )
+    )
+    learning_rate: float = field(metadata=_about("Initial step size, a number > 0.", gt=0))
+    learning_rate_schedule: Schedule = field(
+        default="constant",
+        metadata=_about("How the step size falls to zero over the trial's own epochs."),
+    )
+    weight_decay: float = field(
+        default=0.0,
+        metadata=_about("lambda >= 0 in lambda/2 * ||W||^2; biases are not penalized.", ge=0),
+    )
+    l1: float = field(
+        default=0.0,
+        metadata=_about("Factor >= 0 of ||W||_1; biases are not penalized.", ge=0),
+    )
+    momentum: float = field(
+        default=0.0,
+        metadata=_about(
+            "Momentum of SGD, a number >= 0 and < 1, in torch's form (no dampening, not "
+            "Nesterov's).",
+            ge=0,
+            lt=1,
+        ),
+    )
+    hidden_units: int = field(
+        default=0,
+        metadata=_about(
+            "Width of the hidden ReLU layer, an integer >= 0; 0 is softmax regression.", ge=0
+        ),
+    )
+    augmentation: float = field(
+        default=0.0,
+        metadata=_about(
+            "How far training images are moved anew in every epoch, a number >= 0 and <= 1: at 1 "
+            "flipped half of the time, and scaled, rotated and shifted by up to a tenth, 15 "
+            "degrees and a tenth of the side. Each value of a choice costs a pack of its own.",
+            ge=0,
+            le=1,
+        ),
+    )
 
     def num_steps(self, num_samples: int) -> int:
         """Return the number of updates that the whole training makes.
@@ -74,4 +126,18 @@ class Config:
                 return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-HYPERPARAMETERS: tuple[str, ...] = tuple(field.name for field in fields(Config))
+_FIELDS = {field.name: field for field in fields(Config)}
+
+HYPERPARAMETERS: tuple[str, ...] = tuple(_FIELDS)
+"""Their names, in the order in which files, tables and reports have them."""
+
+DESCRIPTIONS: Mapping[str, str] = {k: f.metadata["description"] for k, f in _FIELDS.items()}
+"""What each is, in a sentence, with its range."""
+
+BOUNDS: Mapping[str, Bounds] = {k: f.metadata["bounds"] for k, f in _FIELDS.items()}
+"""The range of each; a schedule has none."""
+
+DEFAULTS: Mapping[str, Any] = {
+    name: field.default for name, field in _FIELDS.items() if field.default is not MISSING
+}
+"""The values of those that an experiment may leave out."""

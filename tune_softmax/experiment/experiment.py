@@ -1,7 +1,7 @@
 """What an experiment file means: frozen models, and `load`, the way in from YAML.
 
 All problems are reported together, each with file, line and key, before any worker starts.
-Sections are `sections.py`'s, the search space is `space.py`'s. What needs the dataset (a batch
+`sections.py` has the sections, `space.py` the search space. What needs the dataset (a batch
 larger than the training set) or the cluster is checked where they are known.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
-from tune_softmax.config import Config
+from tune_softmax.config import DESCRIPTIONS, Config
 from tune_softmax.errors import ExperimentError
 from tune_softmax.experiment import yaml_reader
 from tune_softmax.experiment.conflicts import search_conflicts
@@ -206,7 +206,7 @@ def json_schema() -> dict[str, Any]:
         "else": {"properties": {"path": {"type": "null"}}},
     }
     values = {
-        name: {"description": Space.model_fields[name].description, **reader.schema}
+        name: {"description": DESCRIPTIONS[name], **reader.schema}
         for name, reader in READERS.items()
     }
     schema["$defs"]["Search"]["properties"]["points"]["items"] = {

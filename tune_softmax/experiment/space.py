@@ -1,15 +1,14 @@
 """The search space: what each hyperparameter of a trial may be, a constant or a domain.
 
 Reads the YAML forms, says what is wrong with one, and answers what a space holds.
-Which sampler can search it, and what it means beside the other sections, is `experiment.py`'s.
+`config` has each hyperparameter's range; `conflicts.py` says which sampler can search a space.
 """
 
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import (
     Field,
@@ -21,7 +20,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from tune_softmax.config import HYPERPARAMETERS, Config, Schedule
+from tune_softmax.config import BOUNDS, DEFAULTS, DESCRIPTIONS, Config, Schedule
 from tune_softmax.errors import ExperimentError
 from tune_softmax.experiment.problems import Faults, Frozen, near, refusal
 from tune_softmax.experiment.yaml_reader import KeyPath, shown
@@ -325,53 +324,33 @@ class HyperparameterReader:
         return {"anyOf": [item, *domains]}
 
 
-_COUNT = HyperparameterReader(Annotated[int, Field(ge=1)])
-_WIDTH = HyperparameterReader(Annotated[int, Field(ge=0)])
-_POSITIVE = HyperparameterReader(Annotated[float, Field(gt=0)])
-_NOT_NEGATIVE = HyperparameterReader(Annotated[float, Field(ge=0)])
-_MOMENTUM = HyperparameterReader(Annotated[float, Field(ge=0, lt=1)])
-_FRACTION = HyperparameterReader(Annotated[float, Field(ge=0, le=1)])
-_SCHEDULE = HyperparameterReader(Schedule)
+_TYPES = get_type_hints(Config)
 
-_DEFAULTS = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
+READERS: dict[str, HyperparameterReader] = {
+    name: HyperparameterReader(Annotated[_TYPES[name], Field(**bounds)])
+    for name, bounds in BOUNDS.items()
+}
+"""How each hyperparameter's constant and domain are read."""
+
+
+def _key(name: str) -> Any:  # noqa: ANN401 - as pydantic's Field
+    return Field(default=DEFAULTS.get(name, ...), description=DESCRIPTIONS[name])
 
 
 class Space(Frozen):
     """What each hyperparameter is: one value for every trial, or a domain to search."""
 
-    batch_size: Annotated[_Integers, _COUNT] = Field(
-        description="Images per mini-batch, an integer >= 1."
+    batch_size: Annotated[_Integers, READERS["batch_size"]] = _key("batch_size")
+    num_epochs: Annotated[_Integers, READERS["num_epochs"]] = _key("num_epochs")
+    learning_rate: Annotated[_Numbers, READERS["learning_rate"]] = _key("learning_rate")
+    learning_rate_schedule: Annotated[Schedule | Choice, READERS["learning_rate_schedule"]] = _key(
+        "learning_rate_schedule"
     )
-    num_epochs: Annotated[_Integers, _COUNT] = Field(
-        description="Passes over the training set, an integer >= 1; ASHA may stop a trial earlier."
-    )
-    learning_rate: Annotated[_Numbers, _POSITIVE] = Field(
-        description="Initial step size, a number > 0."
-    )
-    learning_rate_schedule: Annotated[Schedule | Choice, _SCHEDULE] = Field(
-        default=_DEFAULTS["learning_rate_schedule"],
-        description="How the step size falls to zero over the trial's own epochs.",
-    )
-    weight_decay: Annotated[_Numbers, _NOT_NEGATIVE] = Field(
-        default=_DEFAULTS["weight_decay"],
-        description="lambda >= 0 in lambda/2 * ||W||^2; biases are not penalized.",
-    )
-    l1: Annotated[_Numbers, _NOT_NEGATIVE] = Field(
-        default=_DEFAULTS["l1"], description="Factor >= 0 of ||W||_1; biases are not penalized."
-    )
-    momentum: Annotated[_Numbers, _MOMENTUM] = Field(
-        default=_DEFAULTS["momentum"], description="Momentum of SGD, a number >= 0 and < 1."
-    )
-    hidden_units: Annotated[_Integers, _WIDTH] = Field(
-        default=_DEFAULTS["hidden_units"],
-        description="Width of the hidden ReLU layer, an integer >= 0; 0 is softmax regression.",
-    )
-    augmentation: Annotated[_Numbers, _FRACTION] = Field(
-        default=_DEFAULTS["augmentation"],
-        description="How far training images are moved anew in every epoch, a number >= 0 and "
-        "<= 1: at 1 flipped half of the time, and scaled, rotated and shifted by up to a tenth, "
-        "15 degrees and a tenth of the side. Each value of a choice costs a pack of its own.",
-    )
+    weight_decay: Annotated[_Numbers, READERS["weight_decay"]] = _key("weight_decay")
+    l1: Annotated[_Numbers, READERS["l1"]] = _key("l1")
+    momentum: Annotated[_Numbers, READERS["momentum"]] = _key("momentum")
+    hidden_units: Annotated[_Integers, READERS["hidden_units"]] = _key("hidden_units")
+    augmentation: Annotated[_Numbers, READERS["augmentation"]] = _key("augmentation")
 
     @property
     def searched(self) -> dict[str, Domain]:
@@ -458,9 +437,3 @@ class Space(Frozen):
 
     def _axes(self) -> dict[str, Choice | IntRange]:
         return {k: d for k, d in self.searched.items() if isinstance(d, Choice | IntRange)}
-
-
-READERS: dict[str, HyperparameterReader] = {
-    name: Space.model_fields[name].metadata[0] for name in HYPERPARAMETERS
-}
-"""How each hyperparameter's constant and domain are read."""
