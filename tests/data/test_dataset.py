@@ -213,6 +213,22 @@ def test_the_data_folder_comes_from_the_environment(monkeypatch):
         default_data_dir()
 
 
+def test_the_folder_offers_what_it_loads():
+    """`data.load_dataset` and the like are there without the module's name, and in `dir`."""
+    from tune_softmax import data
+
+    assert data.load_dataset is load_dataset
+    assert {"load_dataset", "Dataset"} <= {*dir(data)}
+    with pytest.raises(AttributeError, match="has no attribute 'load'"):
+        _ = data.load
+
+
+def test_a_seed_needs_no_numpy():
+    """A worker derives seeds before it reads anything."""
+    code = "import sys, tune_softmax.data.seeding; sys.exit('numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_loads_nothing_heavy():
     """The driver starts quickly because torch, torchvision and scikit-learn wait."""
     heavy = ("torch", "torchvision", "sklearn", "ray", "pandas", "filelock")

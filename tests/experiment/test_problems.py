@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
 from tune_softmax.errors import ExperimentError
-from tune_softmax.experiment.problems import Frozen, Report, near, refusal
+from tune_softmax.experiment.problems import Frozen, Problems, near, refusal
 from tune_softmax.experiment.yaml_reader import read
 
 
@@ -51,13 +51,13 @@ class _Whole(Frozen):
 
 def _messages(text, options=None):
     document = read(text, "x.yaml")
-    report = Report(document, _Whole, options or {})
+    problems = Problems(document, _Whole, options or {})
     try:
         _Whole.model_validate(document.value)
     except ValidationError as error:
-        report.add_errors(error)
+        problems.add_errors(error)
     with pytest.raises(ExperimentError) as caught:
-        report.raise_if_any()
+        problems.raise_if_any()
     return str(caught.value).splitlines()
 
 
@@ -105,5 +105,5 @@ def test_a_flood_of_problems_is_cut():
 
 
 def test_no_problem_is_no_error():
-    """A report without problems raises nothing."""
-    Report(read("part: {}\n", "x.yaml"), _Whole, {}).raise_if_any()
+    """Without problems nothing is raised."""
+    Problems(read("part: {}\n", "x.yaml"), _Whole, {}).raise_if_any()

@@ -1,4 +1,4 @@
-"""What an experiment file means: frozen models, and `load`, the way in from YAML.
+"""The experiment: a frozen model, read and checked by `load` (a file) or `parse` (text).
 
 All problems are reported together, each with file, line and key, before any worker starts.
 `sections.py` has the sections, `space.py` the search space. What needs the dataset (a batch
@@ -17,7 +17,7 @@ from tune_softmax.config import DESCRIPTIONS, Config
 from tune_softmax.errors import ExperimentError
 from tune_softmax.experiment import yaml_reader
 from tune_softmax.experiment.conflicts import search_conflicts
-from tune_softmax.experiment.problems import Frozen, Report
+from tune_softmax.experiment.problems import Frozen, Problems
 from tune_softmax.experiment.remedies import RemedyOptions
 from tune_softmax.experiment.remedies import conflicts as remedy_conflicts
 from tune_softmax.experiment.sections import (
@@ -230,7 +230,7 @@ def _experiment(document: Document, path: Path, overrides: Mapping[str, object])
     """Return what `document`, read from `path`, means once the overrides are in it."""
     keys = {tuple(key.split(".")): value for key, value in overrides.items()}
     options: dict[KeyPath, str] = {key: f"option --{key[-1].replace('_', '-')}" for key in keys}
-    report = Report(document, Experiment, options)
+    problems = Problems(document, Experiment, options)
     values = document.value
     for key, value in keys.items():
         node: Any = values
@@ -239,25 +239,27 @@ def _experiment(document: Document, path: Path, overrides: Mapping[str, object])
         if isinstance(node, dict):
             node[key[-1]] = value
         else:
-            report.add(key, f"needs {'.'.join(key[:-1])} to be a mapping in {document.source}")
+            problems.add(key, f"needs {'.'.join(key[:-1])} to be a mapping in {document.source}")
     if "name" not in values:
         try:
             values["name"] = _read_name(path.stem)
         except ValueError as error:
-            report.add((), f"missing key 'name', and the file's own name will not do: it {error}")
+            problems.add(
+                (), f"missing key 'name', and the file's own name will not do: it {error}"
+            )
             values["name"] = "unnamed"
     found: Iterable[tuple[KeyPath, str]] = ()
     try:
         experiment = Experiment.model_validate(values, context=path.absolute().parent)
     except ValidationError as error:
-        report.add_errors(error)
+        problems.add_errors(error)
         space, search, unread = _readable(values, error)
     else:
         space, search, unread = experiment.space, experiment.search, set[str]()
         found = (*_precision_conflicts(experiment), *_remedies_conflicts(experiment))
     for where, text in (*found, *search_conflicts(space, search, unread)):
-        report.add(where, text)
-    report.raise_if_any()
+        problems.add(where, text)
+    problems.raise_if_any()
     return experiment
 
 

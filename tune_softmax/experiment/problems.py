@@ -1,7 +1,7 @@
-"""What is wrong with a document, said in our words: where, the rule, the value, what is allowed.
+"""Messages about a wrong document: where, the rule, the value received, what is allowed.
 
 Turns pydantic's errors, and those that our own readers raise, into one line each, and raises
-all of them together. The rules themselves are the models'.
+all of them together. The models hold the rules.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from tune_softmax.errors import ExperimentError
 from tune_softmax.experiment.yaml_reader import Document, KeyPath, printable, shown
 
-__all__ = ["Faults", "Frozen", "Report", "near", "refusal"]
+__all__ = ["Faults", "Frozen", "Problems", "near", "refusal"]
 
 _MAX_REPORTED = 100
 _MAX_COMPARED = 100  # characters of an unknown word that are compared with the known ones
@@ -32,7 +32,7 @@ class Frozen(BaseModel):
     )
 
 
-class Faults(ValueError):  # noqa: N818 - several errors, for `Report.add_errors`
+class Faults(ValueError):  # noqa: N818 - several errors, for `Problems.add_errors`
     """What is wrong inside one value.
 
     Attributes:
@@ -83,8 +83,8 @@ def _rule(schema: Mapping[str, Any]) -> str:
     return " ".join([nouns[schema["type"]], " and ".join(bounds)]).rstrip()
 
 
-class Report:
-    """Gathers the problems of one document.
+class Problems:
+    """The problems of one document, gathered to be raised together.
 
     Args:
         document: The document.
