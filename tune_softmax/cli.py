@@ -31,6 +31,7 @@ from tune_softmax.commands import (
     searching,
     testing,
 )
+from tune_softmax.commands.output import prepare_streams, say, warn
 from tune_softmax.errors import InterruptedEarlyError, StorageError, TuneSoftmaxError
 
 __all__ = ["app", "main", "program"]
@@ -46,7 +47,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's form
     if wanted:
-        print(f"tune-softmax {metadata.version('tune-softmax')}")
+        say(f"tune-softmax {metadata.version('tune-softmax')}")
         raise typer.Exit
 
 
@@ -99,18 +100,18 @@ def main() -> None:
     try:
         app()
     except TuneSoftmaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         sys.exit(error.exit_code)
     except InterruptedEarlyError as error:
-        print(f"stopped by {error} before anything was trained", file=sys.stderr)
+        warn(f"stopped by {error} before anything was trained")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; what was recorded is kept, see `tune-softmax resume`", file=sys.stderr)
+        warn("interrupted; what was recorded is kept, see `tune-softmax resume`")
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error}; make room or give write access, then repeat", file=sys.stderr)
+        warn(f"error: {error}; make room or give write access, then repeat")
         sys.exit(StorageError.exit_code)
 
 
@@ -120,6 +121,7 @@ def program() -> NoReturn:
     Once Ray has been in it, taking the interpreter apart takes more than half a second, and gives
     back what ends with the process anyway. mypy ends so too.
     """
+    prepare_streams()
     # Imports and a ledger's rows are many objects that stay; looking through them at each few
     # hundred more takes an eighth of a search's start.
     gc.set_threshold(GC_THRESHOLD, 20, 100)
@@ -134,7 +136,7 @@ def program() -> NoReturn:
     ending = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # noqa: SLF001
     ending.start()
     ending.join(EXIT_TIMEOUT_S)
-    with suppress(BrokenPipeError):  # whoever read our output has had enough
+    with suppress(OSError):  # a full disk; what matters is in the run folder
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

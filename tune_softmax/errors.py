@@ -17,6 +17,7 @@ A message says where, the rule, the value received, what is allowed, and what to
 Any other exception is a defect of ours and keeps its traceback.
 """
 
+import shlex
 import signal
 from pathlib import Path
 
@@ -33,7 +34,25 @@ __all__ = [
     "SearchInterruptedError",
     "StorageError",
     "TuneSoftmaxError",
+    "command",
 ]
+
+
+def command(verb: str, *arguments: object) -> str:
+    """Return a command for a person to type or paste, quoted for a POSIX shell.
+
+    Args:
+        verb: Which command of `tune-softmax`.
+        arguments: Its arguments. A `Path` that begins with a dash is written so that it is not
+            taken for an option.
+    """
+    words = [
+        f"./{argument}"
+        if isinstance(argument, Path) and str(argument).startswith("-")
+        else str(argument)
+        for argument in arguments
+    ]
+    return shlex.join(["tune-softmax", verb, *words])
 
 
 class TuneSoftmaxError(Exception):
@@ -99,7 +118,7 @@ class SearchInterruptedError(ResultsError):
     def __init__(self, number: signal.Signals, run: Path, done: int, total: int) -> None:
         super().__init__(
             f"stopped by {number.name}: {done} of {total} trials are done and kept; "
-            f"go on with: tune-softmax resume {run}"
+            f"go on with: {command('resume', run)}"
         )
         self.exit_code = 128 + number
 

@@ -24,7 +24,7 @@ from tune_softmax.run.ledger import Ledger
 
 ONE = "dataset: {name: digits}\nspace: {batch_size: 64, num_epochs: 1, learning_rate: 0.1}\n"
 MANY = ONE.replace("num_epochs: 1", "num_epochs: {int: [1, 8]}")
-IDX = ONE.replace("digits", "idx, path: images")
+IDX = ONE.replace("digits", "idx, path: images").replace("64", "8")
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 
@@ -241,8 +241,7 @@ WRONG_USES = [
     ("results notes.txt", "notes.txt/run.db: no ledger there; name the folder of a run"),
     ("results one.yaml --format xml", "'xml' is not one of 'table', 'csv', 'json', 'parquet'"),
     ("results one.yaml --top 0", "Invalid value for '--top'"),
-    ("results one.yaml --top 3 --format csv", "--top goes with --format table"),
-    ("results one.yaml --output table.txt", "--output goes with --format csv, json or parquet"),
+    ("results one.yaml --output table.txt", "--output needs --format csv, json or parquet"),
     ("resume missing", "missing/run.db: no ledger there; name the folder of a run"),
     ("resume many.yaml", "many.yaml/run.db: no ledger there; name the folder of a run"),
     ("oracle", "Missing argument 'EXPERIMENT|RUN'"),
@@ -468,7 +467,17 @@ def test_a_sound_dataset_is_trained_on(folder, images, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 0
-    assert "test accuracy" in capsys.readouterr().out
+    assert "test images: loss" in capsys.readouterr().out
+
+
+def test_a_batch_larger_than_the_training_set(folder, images, refused):
+    """`train` refuses what `search` refuses, and says so before it trains."""
+    assert images.is_dir()
+    (folder / "idx.yaml").write_text(IDX.replace("batch_size: 8", "batch_size: 26"))
+    assert refused("train", "idx.yaml") == (
+        "idx: space.batch_size: at most the 25 training images of idx, got 26; lower it, or hold "
+        "out less"
+    )
 
 
 def test_a_download_without_a_network(folder, refused, monkeypatch):

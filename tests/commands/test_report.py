@@ -57,7 +57,7 @@ def test_a_port_needs_a_server():
     """A wrong use is said as such."""
     done = invoke("run", "--port", 8000)
     assert done.exit_code == 2
-    assert "--port goes with --serve" in done.stderr
+    assert "--port needs --serve" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,21 @@
 import io
 import json
 import math
+import sys
 from contextlib import closing
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from tune_softmax.commands.result_tables import confusion_table, export, summary, trial_table
+from tune_softmax import cli
+from tune_softmax.commands.result_tables import (
+    confusion_table,
+    export,
+    most_confused,
+    summary,
+    trial_table,
+)
 from tune_softmax.config import Config
 from tune_softmax.errors import ResultsError
 from tune_softmax.experiment.experiment import parse
@@ -71,7 +79,7 @@ def test_csv_holds_every_number_exactly(make_run):
     """Read back, the file gives the dataframe."""
     found = make_run()
     read = pd.read_csv(
-        io.StringIO(export(found, "csv")),
+        io.StringIO(export(found.trials, "csv")),
         dtype=found.trials.dtypes.to_dict(),
     )
     pd.testing.assert_frame_equal(read, found.trials, check_exact=True)
@@ -80,7 +88,7 @@ def test_csv_holds_every_number_exactly(make_run):
 def test_parquet_holds_every_number_and_type(make_run):
     """Read back, the bytes give the dataframe."""
     found = make_run()
-    read = pd.read_parquet(io.BytesIO(export(found, "parquet")))
+    read = pd.read_parquet(io.BytesIO(export(found.trials, "parquet")))
     pd.testing.assert_frame_equal(read, found.trials, check_exact=True)
 
 
@@ -91,7 +99,7 @@ def test_json_is_a_list_of_rows_that_any_reader_takes(make_run):
     def refuse(word):
         raise AssertionError(word)
 
-    rows = json.loads(export(found, "json"), parse_constant=refuse)
+    rows = json.loads(export(found.trials, "json"), parse_constant=refuse)
     assert [list(row) for row in rows] == [list(found.trials)] * 4
     assert [row["number"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["last_validation_loss"] == 0.1 + 0.2
@@ -106,7 +114,7 @@ def test_json_is_a_list_of_rows_that_any_reader_takes(make_run):
 def test_a_run_without_trials_can_be_exported(make_run, form):
     """No rows, but every column where the form has columns."""
     found = make_run({})
-    text = export(found, form)
+    text = export(found.trials, form)
     if form == "json":
         assert json.loads(text) == []
     else:
@@ -120,7 +128,7 @@ def test_a_run_without_trials_can_be_exported(make_run, form):
 def test_another_form_is_refused(make_run):
     """The message lists those there are."""
     with pytest.raises(ResultsError, match="'xml': allowed are table, csv, json, parquet"):
-        export(make_run({}), "xml")
+        export(make_run({}).trials, "xml")
 
 
 def test_the_table_shows_what_was_searched_and_what_came_of_it(make_run):
@@ -132,8 +140,8 @@ def test_the_table_shows_what_was_searched_and_what_came_of_it(make_run):
     rows = [line.split() for line in text.splitlines()[-3:]]
     assert rows == [
         ["0", "0.3000", "0.7500", "1", "complete", "16", "0.03333", "constant"],
-        ["1", "0.3333", "0.7500", "1", "pruned", "16", "0.03333", "constant"],
-        ["2", "inf", "0.7500", "1", "fail", "16", "0.03333", "constant"],
+        ["1", "0.3333", "0.7500", "1", "stopped", "early", "16", "0.03333", "constant"],
+        ["2", "inf", "0.7500", "1", "failed", "16", "0.03333", "constant"],
     ]
     complete = found.ranked().head(1)
     assert "complete" not in shown(trial_table(found, complete, "the best"))
@@ -149,19 +157,19 @@ def test_a_mean_that_ranks_trials_is_shown(make_run):
         ["1", "0.4000", "0.5000", "0.7500"],
         ["0", "0.5000", "0.1000", "0.7500"],
     ]
-    assert "Best: trial 1, validation_loss 0.4000 on average of epochs 4 to 5." in summary(found)
+    assert "Best: trial 1, validation loss 0.4000 on average of epochs 4 to 5." in summary(found)
 
 
 def test_the_summary_says_how_it_went_and_what_to_do_next(make_run):
     """Counts, the commonest reason of failure, the best trial, and commands."""
     lines = summary(make_run())
     assert lines[0] == (
-        "4 of 4 trials done: 1 ran all their epochs, 1 were stopped early, 2 failed; 4 "
-        "trial-epochs in all."
+        "4 of 4 trials done: 1 complete, 1 stopped early, 2 failed; 4 epochs in all."
     )
     assert lines[1] == "Failed most often because: ValueError: [/odd] bad"
-    assert lines[2] == "Best: trial 0, validation_loss 0.3000 after epoch 1."
-    assert any("tune-softmax train " in line for line in lines)
+    assert lines[2] == "Best: trial 0, validation loss 0.3000 after epoch 1."
+    for verb in ("report", "confirm", "results", "oracle"):
+        assert any(f"tune-softmax {verb} " in line for line in lines)
 
 
 def test_the_summary_of_a_search_cut_short_names_the_command(make_run):
@@ -190,9 +198,22 @@ def test_a_search_without_a_result_still_has_a_summary(make_run, losses):
 
 
 def test_the_confusion_matrix_has_a_row_for_each_true_class():
-    """Zeros are dots, and brackets in a name are no markup."""
-    text = shown(confusion_table([[9, 1], [0, 10]], ["[/cat]", "a long name"]))
-    rows = [line.split() for line in text.splitlines() if "│" in line]
-    assert [row[1] for row in rows] == ["[/cat]", "a"]
-    assert "9" in rows[0]
-    assert "·" in rows[1]
+    """Zeros are dots, names are whole, and brackets in a name are no markup."""
+    counts, names = [[9, 1], [0, 10]], ["[/cat]", "a long name"]
+    text = shown(confusion_table(counts, names))
+    rows = [line.split() for line in text.splitlines()[-2:]]
+    assert rows == [["0", "[/cat]", "9", "1"], ["1", "a", "long", "name", "·", "10"]]
+    assert most_confused(counts, names) == ["Most frequent mistakes: [/cat] as a long name (1)."]
+    assert most_confused([[9, 0], [0, 10]], names) == []
+
+
+def test_the_best_trials_alone_can_be_exported(make_run, monkeypatch, capsysbinary):
+    """`--top` holds for files too, the best first."""
+    run = make_run().folder.path
+    monkeypatch.setattr(
+        sys, "argv", ["tune-softmax", "results", str(run), "--top", "2", "--format", "csv"]
+    )
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0
+    assert pd.read_csv(io.BytesIO(capsysbinary.readouterr().out))["number"].tolist() == [0, 1]

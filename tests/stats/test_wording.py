@@ -1,10 +1,10 @@
-"""Intervals and lists in words."""
+"""Results in words."""
 
 import math
 
 import pytest
 
-from tune_softmax.stats.wording import and_list, interval_text
+from tune_softmax.stats.wording import and_list, count, interval_text, words
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,19 @@ def test_an_interval_is_written_with_both_ends_or_not_at_all(low, high, form, te
 def test_a_list_ends_with_and(items, text):
     """Of one item nothing is joined."""
     assert and_list(items) == text
+
+
+def test_counts():
+    """One has the singular, thousands have commas."""
+    assert count(1, "epoch") == "1 epoch"
+    assert count(12_000, "epoch") == "12,000 epochs"
+    assert count(2, "remedy", "remedies") == "2 remedies"
+
+
+def test_names():
+    """Underscores become spaces; abbreviations keep their capitals."""
+    assert [words(name) for name in ("weight_decay", "l1", "baseline")] == [
+        "weight decay",
+        "L1",
+        "baseline",
+    ]

@@ -79,9 +79,9 @@ def searched(tmp_path_factory):
 def test_a_search_ends_with_a_table_and_what_to_do_next(searched):
     """The command prints the best trials, the run folder and the next commands."""
     finished, _ = searched
-    assert "the ten best trials" in finished.stdout
+    assert "The 10 best trials" in finished.stdout
     assert "48 of 48 trials done" in finished.stdout
-    assert "tune-softmax train runs/small" in finished.stdout
+    assert "tune-softmax confirm runs/small" in finished.stdout
     assert not finished.stderr
 
 

@@ -9,7 +9,7 @@ from tune_softmax.experiment.experiment import load
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.scheduler.agenda import FixedList
-from tune_softmax.studies.trial_list import Listed
+from tune_softmax.studies.trial_list import TrialList
 
 
 def test_a_list_is_begun_once_it_has_a_ledger(tmp_path):
@@ -17,9 +17,9 @@ def test_a_list_is_begun_once_it_has_a_ledger(tmp_path):
     folder, ledger = begin(tmp_path / "run")
     ledger.close()
     experiment = load(folder.experiment)
-    new = Listed(RunFolder(tmp_path / "new"), "kind", experiment, FixedList([]))
+    new = TrialList(RunFolder(tmp_path / "new"), "kind", experiment, FixedList([]))
     assert not new.is_begun
-    assert Listed(folder, "kind", experiment, FixedList([])).is_begun
+    assert TrialList(folder, "kind", experiment, FixedList([])).is_begun
 
 
 @pytest.mark.parametrize(

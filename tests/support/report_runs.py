@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ import pandas as pd
 from tune_softmax.config import Config
 from tune_softmax.experiment.experiment import parse
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.report.inputs import Confirmation, Remedies
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.stats import verdicts
+from tune_softmax.studies.confirm import Confirmation
+from tune_softmax.studies.remedies import Remedies
 
 EXPERIMENT = """
 name: written
@@ -159,7 +161,16 @@ def remedies(num_seeds=6):
             )
     frame = pd.DataFrame(rows)
     sick = verdicts.Overfitting(6, 4, 8, 0.45, 0.5, 0.05, 0.04, 0.06, 0.001, 0.1, 0.95)
-    return Remedies(frame, verdicts.effects(frame), sick)
+    text = "dataset: {name: digits}\nspace: {batch_size: 1, num_epochs: 50, learning_rate: 1}\n"
+    return Remedies(
+        folder=RunFolder(Path("study")),
+        experiment=parse(f"{text}remedies: {{}}\n", "study.yaml"),
+        arms=frame,
+        effects=verdicts.effects(frame),
+        overfitting=sick,
+        num_strengths=2,
+        notes=(),
+    )
 
 
 def confirmation(numbers=(7, 5, 0)):
@@ -177,4 +188,12 @@ def confirmation(numbers=(7, 5, 0)):
     ]
     replicates = pd.DataFrame(rows)
     seen = pd.DataFrame({"trial": numbers, "validation_loss": 0.4, "validation_accuracy": 0.9})
-    return Confirmation(replicates, verdicts.winners(replicates, seen, 360))
+    return Confirmation(
+        folder=RunFolder(Path("run")),
+        top=len(numbers),
+        seeds=tuple(range(5)),
+        replicates=replicates,
+        winners=verdicts.winners(replicates, seen, 360),
+        winner=numbers[0],
+        num_test_images=360,
+    )

@@ -1,4 +1,4 @@
-"""`results`: what a run has found, to look at or to carry elsewhere."""
+"""`results`: a run's trials as a table, or as a file for other programs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Annotated
 
 import typer
 
-from tune_softmax.commands.options import RunArgument, console
+from tune_softmax.commands.options import RunArgument
+from tune_softmax.commands.output import console, say
 from tune_softmax.errors import ResultsError, StorageError
 
 __all__ = ["Format", "results"]
 
 
-DEFAULT_TOP = 20  # rows of a table; all columns of all trials are in the other forms
+DEFAULT_TOP = 20  # rows of the table; the other formats hold all
 
 
 class Format(StrEnum):
-    """How `results` prints."""
+    """The formats of `results`."""
 
     TABLE = "table"
     CSV = "csv"
@@ -31,12 +32,14 @@ def results(
     run: RunArgument,
     form: Annotated[
         Format,
-        typer.Option("--format", help="A table for people, or every column of every trial."),
+        typer.Option(
+            "--format", help="A table of the best, or a file with every column of every trial."
+        ),
     ] = Format.TABLE,
     top: Annotated[
         int | None,
         typer.Option(
-            min=1, help="How many of the best, in a table.", show_default=str(DEFAULT_TOP)
+            min=1, help="Only so many of the best trials.  [default: 20 in a table, else all]"
         ),
     ] = None,
     output: Annotated[
@@ -48,23 +51,17 @@ def results(
     from tune_softmax.run.results import load
 
     if form is Format.TABLE and output is not None:
-        raise typer.BadParameter("--output goes with --format csv, json or parquet")
-    if form is not Format.TABLE and top is not None:
-        raise typer.BadParameter("--top goes with --format table; the others hold every trial")
+        raise typer.BadParameter("--output needs --format csv, json or parquet")
     found = load(run)
     if form is Format.TABLE:
-        terminal = console()
         ranked = found.ranked()
         shown = ranked[: top or DEFAULT_TOP]
-        terminal.print(result_tables.trial_table(found, shown, str(run)))
+        console().print(result_tables.trial_table(found, shown, str(run)))
         if top is None and len(ranked) > len(shown):
-            terminal.print(
-                f"\n{len(ranked) - len(shown):,} more: --top {len(ranked)}, or --format csv",
-                markup=False,
-                highlight=False,
-            )
+            say(f"\n{len(ranked) - len(shown):,} more: --top {len(ranked)}, or --format csv")
         return
-    content = result_tables.export(found, form)
+    rows = found.trials if top is None else found.ranked().head(top)
+    content = result_tables.export(rows, form)
     data = content.encode() if isinstance(content, str) else content
     if output is not None:
         try:
@@ -75,6 +72,6 @@ def results(
             ) from error
         return
     if form is Format.PARQUET and sys.stdout.isatty():
-        raise ResultsError("--format parquet: bytes for a file; add --output FILE")
+        raise ResultsError("--format parquet: a terminal cannot show it; add --output FILE")
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

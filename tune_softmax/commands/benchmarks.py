@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tune_softmax.commands.options import DataDirOption
+from tune_softmax.commands.output import say, warn
 from tune_softmax.config import Precision
 from tune_softmax.errors import StorageError
 
@@ -209,12 +209,12 @@ def scaling(
 
 def _tell(line: str) -> None:
     """Print what is being measured now."""
-    print(line, file=sys.stderr, flush=True)
+    warn(line)
 
 
 def _show(table: str, json_file: Path | None, content: str) -> None:
     """Print the table, and write the figures to a file where one is named."""
-    print(table)
+    say(table)
     if json_file is not None:
         try:
             json_file.write_text(content, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`validate`, `check` and `doctor`: whether a file, a run and a machine are as they should be."""
+"""`validate`, `check` and `doctor`: check a file, a run and this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tune_softmax.commands.options import DataDirOption, RunArgument, console
+from tune_softmax.commands.options import DataDirOption, RunArgument
+from tune_softmax.commands.output import say
 
 __all__ = ["check", "doctor", "validate"]
 
@@ -25,9 +26,9 @@ def validate(
     from tune_softmax.experiment import experiment as experiments
 
     if schema:
-        print(json.dumps(experiments.json_schema(), indent=2))
+        say(json.dumps(experiments.json_schema(), indent=2))
     if experiment is not None:
-        print(experiments.load(experiment).to_yaml(), end="")
+        say(experiments.load(experiment).to_yaml().removesuffix("\n"))
     if experiment is None and not schema:
         raise typer.BadParameter("name an EXPERIMENT file, or ask for the --schema")
 
@@ -38,8 +39,8 @@ def check(
         bool,
         typer.Option(
             "--accept-loss",
-            help="First give up the ledger's lost end, if it has lost it: the trials concerned "
-            "run again on resume.",
+            help="If the ledger has lost its last records, accept that first; these trials run "
+            "again on resume.",
         ),
     ] = False,
 ) -> None:
@@ -53,13 +54,11 @@ def check(
         with folder.writing():
             Ledger.accept_loss(folder.ledger)
     found = checks.check(run)
-    print(f"{found.num_trials:,} trials, {found.num_epochs:,} epochs: all rules hold")
+    say(f"{found.num_trials:,} trials, {found.num_epochs:,} epochs: all rules hold")
 
 
 def doctor(data_dir: DataDirOption = None) -> None:
     """Print Python, packages, processor, GPUs, datasets, disk."""
     from tune_softmax.commands import doctor as diagnosis
 
-    terminal = console()
-    for line in diagnosis.examine(data_dir):
-        terminal.print(line, highlight=False, soft_wrap=True)
+    say(*diagnosis.examine(data_dir))

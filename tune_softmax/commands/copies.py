@@ -1,4 +1,4 @@
-"""`copy`: a run to where it is safe, and back."""
+"""`copy`: copy a run to other storage, and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tune_softmax.commands.options import console
+from tune_softmax.commands.output import say
+from tune_softmax.errors import command
 
 __all__ = ["copy"]
 
@@ -29,11 +30,6 @@ def copy(
 
     if is_address(source) == is_address(target):
         raise typer.BadParameter("name a run folder and an address, in either order")
-    terminal = console()
-
-    def say(line: str) -> None:
-        terminal.print(line, highlight=False, soft_wrap=True)
-
     if is_address(target):
         made = copies.put(RunFolder(Path(source)), Store.at(target))
         say(
@@ -44,5 +40,5 @@ def copy(
     trials = load(target).trials
     say(
         f"fetched {target}, as it was at {made.at:%Y-%m-%d %H:%M:%S} UTC: {len(trials)} trials; "
-        f"go on with: tune-softmax resume {target}"
+        f"go on with: {command('resume', Path(target))}"
     )

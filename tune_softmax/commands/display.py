@@ -29,6 +29,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._is_live = console.is_terminal and not console.is_dumb_terminal
         self._phase = ""
         self._remark = ""
         self._shown_at = 0.0
@@ -43,7 +44,7 @@ class Display:
         self._task = self._live.add_task("", total=None, text="")
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
         return self
 
@@ -59,8 +60,8 @@ class Display:
         """Show a snapshot."""
         if snapshot.remark != self._remark:
             self._remark = snapshot.remark
-            self._console.print(snapshot.remark, highlight=False, soft_wrap=True)
-        if self._console.is_terminal:
+            self._console.print(snapshot.remark, soft_wrap=True)
+        if self._is_live:
             started = bool(snapshot.states)
             self._live.update(
                 self._task,
@@ -74,4 +75,4 @@ class Display:
         is_last = snapshot.num_done == snapshot.num_trials
         if is_last or snapshot.phase != self._phase or now - self._shown_at >= PLAIN_PERIOD_S:
             self._phase, self._shown_at = snapshot.phase, now
-            self._console.print(str(snapshot), highlight=False, soft_wrap=True)
+            self._console.print(str(snapshot), soft_wrap=True)

@@ -1,20 +1,22 @@
-"""`export`: a run in the form of another tool."""
+"""`export`: write a run in the format of another tool."""
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tune_softmax.commands.options import RunArgument, console
+from tune_softmax.commands.options import RunArgument
+from tune_softmax.commands.output import say
 
 __all__ = ["Form", "export"]
 
 
 class Form(StrEnum):
-    """What `export` makes."""
+    """The formats of `export`."""
 
     OPTUNA = "optuna"
 
@@ -50,8 +52,4 @@ def export(
         path = Path(rest.removeprefix("/") if scheme else rest)
     num_trials = optuna_file.export(folder, path)
     url = optuna_file.url_of(path)
-    console().print(
-        f"{num_trials} trials in {path}; see them with: optuna-dashboard {url}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"{num_trials:,} trials in {path}; see them with: optuna-dashboard {shlex.quote(url)}")

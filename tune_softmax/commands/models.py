@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tune_softmax.commands.options import DataDirOption, console
+from tune_softmax.commands.options import FAILED_TRIALS, DataDirOption
+from tune_softmax.commands.output import console, say
 
 if TYPE_CHECKING:
     from tune_softmax.metrics import EpochMetrics
 
 __all__ = ["train"]
+
+_ALL_UP_TO, _THEN_EVERY = 5, 10  # which epochs are printed; curves.csv has all
 
 
 def train(
@@ -28,52 +31,40 @@ def train(
     ] = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="Where to save.  [default: runs/NAME-train, or runs/NAME-train-2, ...]"),
+        typer.Option(
+            help="Where to save.  [default: runs/NAME-train for an experiment, RUN-train for a "
+            "run, or the same with -2, -3, ...]"
+        ),
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Train one configuration, test it and save the model."""
-    from tune_softmax.commands.result_tables import confusion_table
-    from tune_softmax.studies import chosen
-    from tune_softmax.studies import train as single
-    from tune_softmax.studies.pictures import curves_text, weights_text
-
-    terminal = console()
-    choice = chosen.choose(source, trial)
+    from tune_softmax.commands.result_tables import confusion_table, most_confused
+    from tune_softmax.studies import train as studies
 
     def show(epoch: int, metrics: EpochMetrics) -> None:
         if epoch == 1:
-            terminal.print(
-                "epoch  train_loss  train_accuracy  validation_loss  validation_accuracy  seconds"
-            )
-        terminal.print(
-            f"{epoch:5d}{metrics.train_loss:12.4f}{metrics.train_accuracy:16.4f}"
-            f"{metrics.validation_loss:17.4f}{metrics.validation_accuracy:21.4f}"
-            f"{metrics.seconds:9.2f}",
-            highlight=False,
-        )
+            say("epoch   training: loss  accuracy   validation: loss  accuracy   seconds")
+        if epoch <= _ALL_UP_TO or not epoch % _THEN_EVERY:
+            say(_line(epoch, metrics))
 
-    def record_opening() -> None:
-        if choice.run is not None:
-            choice.run.record_test_opening(command="train", trial=choice.number)
+    trained = studies.train(source, folder=run_dir, trial=trial, data_dir=data_dir, on_epoch=show)
+    last = len(trained.epochs)
+    if last > _ALL_UP_TO and last % _THEN_EVERY:
+        say(_line(last, trained.epochs[-1]))
+    say("", *trained.summary)
+    if trained.test is not None:
+        confusion = trained.test.confusion.tolist()
+        console().print(confusion_table(confusion, trained.class_names))
+        say(*most_confused(confusion, trained.class_names))
+    say("", f"saved in {trained.folder}")
+    if trained.test is None:
+        raise typer.Exit(FAILED_TRIALS)
 
-    trained = single.train(
-        choice.experiment,
-        choice.config,
-        run_dir,
-        number=choice.number,
-        data_dir=data_dir,
-        on_epoch=show,
-        before_test=record_opening,
-    )
-    terminal.print()
-    print(curves_text(trained.epochs, terminal.width))
-    if terminal.is_terminal:
-        names, weights = trained.output_names, trained.first_weights
-        terminal.print(weights_text(weights[:10], names[:10], terminal.width))
-    terminal.print(confusion_table(trained.test.confusion.tolist(), trained.class_names))
-    terminal.print(
-        f"test loss {trained.test.loss:.4f}, test accuracy {trained.test.accuracy:.4f} "
-        f"on {int(trained.test.confusion.sum()):,} images; saved in {trained.folder}",
-        highlight=False,
+
+def _line(epoch: int, metrics: EpochMetrics) -> str:
+    return (
+        f"{epoch:5d}{metrics.train_loss:17.4f}{metrics.train_accuracy:10.4f}"
+        f"{metrics.validation_loss:19.4f}{metrics.validation_accuracy:10.4f}"
+        f"{metrics.seconds:10.2f}"
     )

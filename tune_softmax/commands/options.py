@@ -1,13 +1,11 @@
-"""What commands share: options of one meaning, and the terminal they print to."""
+"""Arguments and options that several commands have."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 __all__ = [
     "FAILED_TRIALS",
@@ -16,7 +14,6 @@ __all__ = [
     "ExperimentArgument",
     "RunArgument",
     "StrictOption",
-    "console",
 ]
 
 FAILED_TRIALS = 3
@@ -43,9 +40,3 @@ AddressOption = Annotated[
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Exit with code 3 if any trial failed.")
 ]
-
-
-def console() -> Console:
-    """Return a console that does not squeeze tables where there is no terminal to fit."""
-    # Without markup, for brackets in a folder's name or an error are just brackets.
-    return Console(width=None if sys.stdout.isatty() else 140, markup=False)

@@ -1,4 +1,4 @@
-"""`oracle`: the known optimum that a search is held against."""
+"""`oracle`: compute the known optimum that a search is compared with."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from tune_softmax.commands.options import DataDirOption, console
+from tune_softmax.commands.options import DataDirOption
+from tune_softmax.commands.output import console, say, warn
+from tune_softmax.errors import command
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.status import Status
 
     from tune_softmax.oracle.path import Progress
@@ -25,15 +27,19 @@ def oracle(
     ],
     num_penalties: Annotated[
         int,
-        typer.Option(min=2, help="Penalties of the path, before it is refined around the best."),
+        typer.Option(min=2, help="How many weight decays, before more are added around the best."),
     ] = 12,
     low: Annotated[
         float | None,
-        typer.Option(help="The least.  [default: that of space.weight_decay, but not below 1e-6]"),
+        typer.Option(
+            help="The smallest weight decay.  [default: that of space.weight_decay, at least 1e-6]"
+        ),
     ] = None,
     high: Annotated[
         float | None,
-        typer.Option(help="The greatest.  [default: that of space.weight_decay, or 1e-1]"),
+        typer.Option(
+            help="The largest weight decay.  [default: that of space.weight_decay, or 1e-1]"
+        ),
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
@@ -51,35 +57,43 @@ def oracle(
     run = results.load(source) if source.is_dir() else None
     experiment = experiments.load(source) if run is None else run.experiment
     path = oracles.penalties(experiment, number=num_penalties, low=low, high=high)
-    errors = Console(stderr=True, markup=False)
+    errors = console(stderr=True)
     with errors.status("loading the dataset") as status:
         found = oracles.oracle(
             experiment,
             path=path,
             data_dir=data_dir,
             on_progress=lambda progress: _show(errors, status, progress),
-            on_note=lambda line: errors.print(line, highlight=False, soft_wrap=True),
+            on_note=warn,
         )
-    terminal = console()
-    terminal.print(result_tables.path_table(found.path))
-    terminal.print()
+    console().print(result_tables.path_table(found.path))
     best = found.best
     line = f"Best on the path: validation loss {best.validation_loss:.4f} at weight decay "
-    lines = [f"{line}{best.weight_decay:.3g}, certain to {best.validation_loss_bound:.1g}."]
+    bound = f"certain to {best.validation_loss_bound:.1g} nats"
+    lines = ["", f"{line}{best.weight_decay:.3g}, {bound}."]
     if run is not None:
         above = regret(run.trials, found.path)
         if above is not None:
-            lines.append(f"Regret of the search: {above:+.4f}.")
+            lines.append(_regret_in_words(above))
     if not found.num_computed:
-        lines.append(f"Nothing had to be computed; all of it was in {found.file.path}")
-    next_run = "RUN" if run is None else source
-    lines += ["", f"beside a search  tune-softmax report {next_run}"]
-    for line in lines:
-        terminal.print(line, highlight=False, soft_wrap=True)
+        lines.append(f"All points were known already, from {found.file.path}")
+    if run is not None:
+        lines += ["", f"report  {command('report', source)}"]
+    say(*lines)
+
+
+def _regret_in_words(regret: float) -> str:
+    """Say how far a search's best loss is from the optimum's."""
+    if regret >= 0:
+        return f"Regret: the best loss of the search is {regret:.4f} nats above that."
+    return (
+        f"Regret: the best loss of the search is {-regret:.4f} nats below that, because training "
+        "that stops before the optimum can generalize better than any weight decay."
+    )
 
 
 def _show(errors: Console, status: Status, progress: Progress) -> None:
-    """Show a new point as a line once it is found, and before that how far it is."""
+    """Print a new point as a line when it is found, and show its progress before that."""
     about = f"{progress.number} of {progress.total}: weight decay {progress.weight_decay:.3g}"
     point = progress.point
     if point is None:
@@ -89,6 +103,5 @@ def _show(errors: Console, status: Status, progress: Progress) -> None:
         errors.print(
             f"{about}, validation loss {point.validation_loss:.4f}, certain to "
             f"{point.validation_loss_bound:.1g}, {point.seconds:.1f} s",
-            highlight=False,
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""`report`: a run as one page to read, to send and to print."""
+"""`report`: write a run's report as one HTML page, or serve it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tune_softmax.commands.options import RunArgument
+from tune_softmax.commands.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,14 +25,14 @@ def report(
     markdown: Annotated[
         bool,
         typer.Option(
-            "--markdown", help="Write report.md too, with pictures beside it, for a pull request."
+            "--markdown", help="Write report.md too, with its pictures, for a pull request."
         ),
     ] = False,
     serve: Annotated[
         bool,
         typer.Option(
             "--serve",
-            help="Serve the page on this machine, anew as the run goes on, until Ctrl-C.",
+            help="Serve the page on this machine until Ctrl-C; it follows a run that goes on.",
         ),
     ] = False,
     port: Annotated[
@@ -41,7 +42,7 @@ def report(
 ) -> None:
     """Write a run's report: one HTML page, no network needed."""
     if port is not None and not serve:
-        raise typer.BadParameter("--port goes with --serve")
+        raise typer.BadParameter("--port needs --serve")
     from tune_softmax.report.inputs import gather
     from tune_softmax.report.page import compose, save
 
@@ -61,9 +62,9 @@ def report(
         _serve(run, make, port or 0)
         return
     make()
-    print(path)
+    say(str(path))
     if markdown:
-        print(path.with_suffix(".md"))
+        say(str(path.with_suffix(".md")))
 
 
 def _serve(run: Path, make: Callable[[str], str], port: int) -> None:
@@ -71,5 +72,5 @@ def _serve(run: Path, make: Callable[[str], str], port: int) -> None:
 
     live = Live(make, run)
     with serving(live, port) as address:
-        print(f"{address}  (Ctrl-C ends)", flush=True)
+        say(f"{address}  (Ctrl-C ends)")
         follow(live)

@@ -16,8 +16,9 @@ from tune_softmax.commands.options import (
     ExperimentArgument,
     RunArgument,
     StrictOption,
-    console,
 )
+from tune_softmax.commands.output import console, say
+from tune_softmax.stats.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,12 +168,7 @@ def resume(
 def _background(sync_to: str | None, track: Tracker | None) -> BackgroundTasks:
     from tune_softmax.export.background import BackgroundTasks
 
-    terminal = console()
-    return BackgroundTasks(
-        sync_to,
-        track is not None,
-        report=lambda line: terminal.print(line, highlight=False, soft_wrap=True),
-    )
+    return BackgroundTasks(sync_to, track is not None, report=say)
 
 
 def _finish(found: Results, *, strict: bool) -> None:
@@ -180,13 +176,12 @@ def _finish(found: Results, *, strict: bool) -> None:
     from tune_softmax.commands import result_tables
     from tune_softmax.metrics import State
 
-    terminal = console()
     ranked = found.ranked(found.trials[found.trials["state"] == State.COMPLETE])
     if len(ranked):
-        terminal.print(result_tables.trial_table(found, ranked.head(10), "the ten best trials"))
-        terminal.print()
-    for line in result_tables.summary(found):
-        terminal.print(line, highlight=False, soft_wrap=True)
+        title = f"The {count(min(10, len(ranked)), 'best trial')}"
+        console().print(result_tables.trial_table(found, ranked.head(10), title))
+        say("")
+    say(*result_tables.summary(found))
     if found.count(State.FAIL) and (strict or not len(ranked)):
         raise typer.Exit(FAILED_TRIALS)
 

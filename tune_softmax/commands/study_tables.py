@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
+from tune_softmax.commands.tables import Column, Table
+from tune_softmax.errors import command
 from tune_softmax.stats.verdicts import Verdict
-from tune_softmax.stats.wording import and_list, interval_text
-from tune_softmax.studies.remedy_plan import BASELINE
+from tune_softmax.stats.wording import and_list, count, interval_text, words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
 
     from tune_softmax.studies.confirm import Confirmation
@@ -30,24 +26,26 @@ __all__ = [
 
 def effects_table(found: Remedies) -> Table:
     """Return what each remedy, at its chosen strength, changes of the test loss."""
-    table = _table(
-        "test loss, remedy minus baseline, each at the strength that validation chose",
-        ["remedy", "strength", "verdict"],
-        ["baseline", "remedy", "difference", "95 % interval", "accuracy"],
-    )
     accuracy = found.arms.groupby(["remedy", "strength"])["test_accuracy"].mean()
-    for row in found.effects.to_dict("records"):
-        table.add_row(
-            _words(row["remedy"]),
-            str(row["strength_label"]),
-            str(row["verdict"]),
-            f"{row['baseline_mean']:.4f}",
-            f"{row['remedy_mean']:.4f}",
-            f"{row['difference']:+.4f}",
-            interval_text(row["low"], row["high"], "+.4f"),
-            f"{accuracy[row['remedy'], row['strength']]:.4f}",
-        )
-    return table
+    rows = found.effects.to_dict("records")
+    return Table(
+        "Test loss: remedy minus baseline, each remedy at the strength that validation chose",
+        [
+            Column("remedy", [_remedy(row["remedy"]) for row in rows], is_text=True),
+            Column("strength", [str(row["strength_label"]) for row in rows], is_text=True),
+            Column("verdict", [str(row["verdict"]) for row in rows], is_text=True),
+            Column("baseline", [f"{row['baseline_mean']:.4f}" for row in rows]),
+            Column("with remedy", [f"{row['remedy_mean']:.4f}" for row in rows]),
+            Column("difference", [f"{row['difference']:+.4f}" for row in rows]),
+            Column(
+                "95 % interval", [interval_text(row["low"], row["high"], "+.4f") for row in rows]
+            ),
+            Column(
+                "test accuracy",
+                [f"{accuracy[row['remedy'], row['strength']]:.4f}" for row in rows],
+            ),
+        ],
+    )
 
 
 def doses_table(arms: pd.DataFrame) -> Table:
@@ -56,18 +54,23 @@ def doses_table(arms: pd.DataFrame) -> Table:
     Args:
         arms: As `Remedies.arms`.
     """
-    columns = ["train_loss", "validation_loss", "test_loss", "test_accuracy", "gap", "epochs"]
-    table = _table("means over seeds", ["remedy", "strength"], [c.split("_")[0] for c in columns])
-    for column, name in zip(table.columns[2:], columns, strict=True):
-        column.header = name.replace("_", "\n")
-    means = arms.groupby(["remedy", "strength", "strength_label"], sort=False)[columns].mean()
-    shown = ""
-    for row in means.reset_index().to_dict("records"):
-        name = _words(row["remedy"])
-        cells = [f"{row[c]:.1f}" if c == "epochs" else f"{row[c]:.4f}" for c in columns]
-        table.add_row("" if name == shown else name, str(row["strength_label"]), *cells)
-        shown = name
-    return table
+    names = ["train_loss", "validation_loss", "test_loss", "test_accuracy", "gap", "epochs"]
+    means = arms.groupby(["remedy", "strength", "strength_label"], sort=False)[names].mean()
+    rows = means.reset_index()
+    return Table(
+        "Means over seeds",
+        [
+            Column("remedy", [_remedy(name) for name in rows["remedy"]], is_text=True),
+            Column("strength", list(map(str, rows["strength_label"])), is_text=True),
+            *(
+                Column(
+                    words(name).replace("train ", "training "),
+                    [f"{value:{'.1f' if name == 'epochs' else '.4f'}}" for value in rows[name]],
+                )
+                for name in names
+            ),
+        ],
+    )
 
 
 def remedy_lines(found: Remedies) -> list[str]:
@@ -82,9 +85,9 @@ def remedy_lines(found: Remedies) -> list[str]:
     ):
         names = effects.loc[effects["verdict"] == verdict, "remedy"]
         if len(names):
-            lines.append(f"{begin}: {', '.join(map(_words, names))}.")
+            lines.append(f"{begin}: {and_list(list(map(_remedy, names)))}.")
     lines += [
-        f"Not known: {_words(row['remedy'])}, {row['reason']}."
+        f"Not known: {_remedy(row['remedy'])}, {row['reason']}."
         for row in effects[effects["reason"] != ""].to_dict("records")
     ]
     lines += _combined_against_single(effects)
@@ -109,7 +112,7 @@ def _combined_against_single(effects: pd.DataFrame) -> list[str]:
         return []
     combined = rows.loc["combined"]
     single = rows.drop("combined").sort_values("difference").iloc[0]
-    name = _words(str(single.name))
+    name = _remedy(str(single.name))
     if combined["high"] < single["low"]:
         return [f"All combined is better than {name}, the best single remedy."]
     if single["high"] < combined["low"]:
@@ -119,24 +122,31 @@ def _combined_against_single(effects: pd.DataFrame) -> list[str]:
 
 def confirmation_table(found: Confirmation) -> Table:
     """Return how the confirmed trials do on the test set."""
-    table = _table(
-        f"test set, {len(found.seeds)} seeds each, trained on training and validation images",
-        ["shown to be worse"],
-        ["accuracy", "95 % over seeds", "loss", "95 % over seeds", "validation", "drop"],
-        first="trial",
+    rows = found.winners.to_dict("records")
+    return Table(
+        f"Test set, {count(len(found.seeds), 'seed')} each, trained on training and validation "
+        "images",
+        [
+            Column("trial", [str(row["trial"]) for row in rows]),
+            Column(
+                "shown to be worse",
+                ["no" if row["is_winner"] else "yes" for row in rows],
+                is_text=True,
+            ),
+            Column("accuracy", [f"{row['mean_test_accuracy']:.4f}" for row in rows]),
+            Column(
+                "95 % over seeds",
+                [interval_text(row["accuracy_low"], row["accuracy_high"], ".4f") for row in rows],
+            ),
+            Column("loss", [f"{row['mean_test_loss']:.4f}" for row in rows]),
+            Column(
+                "95 % over seeds",
+                [interval_text(row["loss_low"], row["loss_high"], ".4f") for row in rows],
+            ),
+            Column("validation accuracy", [f"{row['validation_accuracy']:.4f}" for row in rows]),
+            Column("drop", [f"{row['accuracy_drop']:+.4f}" for row in rows]),
+        ],
     )
-    for row in found.winners.to_dict("records"):
-        table.add_row(
-            str(row["trial"]),
-            "no" if row["is_winner"] else "yes",
-            f"{row['mean_test_accuracy']:.4f}",
-            interval_text(row["accuracy_low"], row["accuracy_high"], ".4f"),
-            f"{row['mean_test_loss']:.4f}",
-            interval_text(row["loss_low"], row["loss_high"], ".4f"),
-            f"{row['validation_accuracy']:.4f}",
-            f"{row['accuracy_drop']:+.4f}",
-        )
-    return table
 
 
 def confirmation_lines(found: Confirmation) -> list[str]:
@@ -165,26 +175,10 @@ def confirmation_lines(found: Confirmation) -> list[str]:
         ),
         "",
         f"model        {found.folder.best.path}, trained under seed {found.seeds[0]}",
-        f"a picture    tune-softmax predict {found.folder.path} PICTURE.png",
-        f"report       tune-softmax report {found.folder.path}",
+        f"a picture    {command('predict', found.folder.path, 'PICTURE.png')}",
+        f"report       {command('report', found.folder.path)}",
     ]
 
 
-def _table(
-    title: str, words: Sequence[str], numbers: Sequence[str], *, first: str | None = None
-) -> Table:
-    # As text, for brackets are no markup.
-    table = Table(title=Text(title), title_justify="left", header_style="bold", box=None)
-    if first is not None:
-        table.add_column(first, justify="right")
-    for name in words:
-        table.add_column(name, justify="left")
-    for name in numbers:
-        table.add_column(name, justify="right")
-    return table
-
-
-def _words(remedy: str) -> str:
-    return {"l1": "L1", "weight_decay": "weight decay (L2)", BASELINE: BASELINE}.get(
-        remedy, str(remedy).replace("_", " ")
-    )
+def _remedy(name: object) -> str:
+    return {"weight_decay": "weight decay (L2)"}.get(str(name), words(name))

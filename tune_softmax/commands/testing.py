@@ -12,8 +12,9 @@ from tune_softmax.commands.options import (
     DataDirOption,
     ExperimentArgument,
     RunArgument,
-    console,
 )
+from tune_softmax.commands.output import console, say
+from tune_softmax.errors import command
 
 if TYPE_CHECKING:
     from tune_softmax.studies.confirm import Confirmation
@@ -86,14 +87,9 @@ def predict(
     """Classify pictures with the confirmed winner of a search."""
     from tune_softmax.studies import predict as prediction
 
-    terminal = console()
     for found in prediction.predict(run, images):
         note = f"  (resized from {found.size[0]} x {found.size[1]})" if found.size else ""
-        terminal.print(
-            f"{found.path}  {found.class_name}  {found.probability:.4f}{note}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"{found.path}  {found.class_name}  {found.probability:.4f}{note}")
 
 
 def resume(run: Path, address: str | None, data_dir: Path | None) -> None:
@@ -118,27 +114,21 @@ def resume(run: Path, address: str | None, data_dir: Path | None) -> None:
 
 
 def _show_remedies(found: Remedies) -> None:
-    """Print a study of remedies: first whether there was anything to cure."""
+    """Print a study of remedies, first whether the baseline overfits."""
     from tune_softmax.commands import study_tables
 
     terminal = console()
-    terminal.print(found.overfitting.sentence, highlight=False, soft_wrap=True)
-    terminal.print()
-    terminal.print(study_tables.doses_table(found.arms))
-    terminal.print()
-    terminal.print(study_tables.effects_table(found))
-    terminal.print()
-    for line in study_tables.remedy_lines(found):
-        terminal.print(line, highlight=False, soft_wrap=True)
-    terminal.print(f"\nrun folder   {found.folder.path}", highlight=False, soft_wrap=True)
+    say(found.overfitting.sentence, "")
+    terminal.print(study_tables.doses_table(found.arms), "")
+    terminal.print(study_tables.effects_table(found), "")
+    path = found.folder.path
+    say(*study_tables.remedy_lines(found), "", f"run folder   {path}")
+    say(f"report       {command('report', path)}")
 
 
 def _show_confirmation(found: Confirmation) -> None:
     """Print how the confirmed trials do on the test set."""
     from tune_softmax.commands import study_tables
 
-    terminal = console()
-    terminal.print(study_tables.confirmation_table(found))
-    terminal.print()
-    for line in study_tables.confirmation_lines(found):
-        terminal.print(line, highlight=False, soft_wrap=True)
+    console().print(study_tables.confirmation_table(found), "")
+    say(*study_tables.confirmation_lines(found))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from tune_softmax.errors import DamagedRunError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Evaluation", "WrongImage", "read_evaluation"]
+__all__ = ["WinnerEvaluation", "WrongImage", "read_evaluation"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 MAX_WRONG = 24  # pictures on the page
@@ -48,7 +48,7 @@ class WrongImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class WinnerEvaluation:
     """What the winner does on the test images.
 
     Attributes:
@@ -68,7 +68,7 @@ class Evaluation:
     wrong: tuple[WrongImage, ...] = ()
 
 
-def read_evaluation(path: Path) -> Evaluation | None:
+def read_evaluation(path: Path) -> WinnerEvaluation | None:
     """Read an evaluation.
 
     Args:
@@ -88,7 +88,7 @@ def read_evaluation(path: Path) -> Evaluation | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = tuple(map(str, content["class_names"]))
         other = content.get("baseline_confusion")
-        return Evaluation(
+        return WinnerEvaluation(
             loss=float(content["loss"]),
             accuracy=float(content["accuracy"]),
             class_names=names,
@@ -138,18 +138,10 @@ def _png_given(text: str) -> bytes:
 
 
 def _png_of(rows: Any) -> bytes:  # noqa: ANN401 - any JSON
-    """Return rows of grey values as a PNG file (W3C, PNG specification, chapter 5)."""
+    """Return rows of grey values as a PNG file."""
     values = np.array(rows)
     if values.ndim != 2 or values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:  # noqa: PLR2004 - (H, W) bytes
         raise ValueError(f"an image must hold rows of bytes, got shape {values.shape}")
-    height, width = values.shape
-    lines = np.hstack([np.zeros((height, 1), np.uint8), values.astype(np.uint8)])  # no filter
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
-        (b"IEND", b""),
-    ]
-    return _PNG + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    file = io.BytesIO()
+    Image.fromarray(values.astype(np.uint8)).save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -6,12 +6,11 @@ Everything but the run itself is optional: the page says how to get what is miss
 from __future__ import annotations
 
 import json
-import shlex
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tune_softmax.errors import DamagedRunError, ExperimentError, StorageError
+from tune_softmax.errors import DamagedRunError, ExperimentError, StorageError, command
 from tune_softmax.oracle.cache import ForeignFileError, PathFile, frame
 from tune_softmax.report.evaluation import read_evaluation
 from tune_softmax.run import results
@@ -25,41 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tune_softmax.experiment.experiment import Experiment
-    from tune_softmax.report.evaluation import Evaluation
+    from tune_softmax.report.evaluation import WinnerEvaluation
     from tune_softmax.run.results import Results
-    from tune_softmax.stats.verdicts import Overfitting
+    from tune_softmax.studies.confirm import Confirmation
+    from tune_softmax.studies.remedies import Remedies
 
-__all__ = ["Confirmation", "Inputs", "Remedies", "gather"]
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmation:
-    """The winners of a search, trained again over seeds and held against the test set.
-
-    Attributes:
-        replicates: One row a trial and seed: `trial`, `seed`, `test_loss`, `test_accuracy`.
-        winners: What `inference.winners` says of them, the best first.
-    """
-
-    replicates: pd.DataFrame
-    winners: pd.DataFrame
-
-
-@dataclass(frozen=True, slots=True)
-class Remedies:
-    """A study of remedies against overfitting.
-
-    Attributes:
-        arms: One row a remedy, strength and seed: `remedy`, `strength`, `strength_label`,
-            `seed`, training, validation and test loss and accuracy, `gap`, `epochs`,
-            `best_epoch`.
-        effects: What `inference.effects` says of them.
-        overfitting: Whether there is anything to cure.
-    """
-
-    arms: pd.DataFrame
-    effects: pd.DataFrame
-    overfitting: Overfitting | None = None
+__all__ = ["Inputs", "gather"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +56,11 @@ class Inputs:
     path: pd.DataFrame | None = None
     confirmation: Confirmation | None = None
     remedies: Remedies | None = None
-    evaluation: Evaluation | None = None
+    evaluation: WinnerEvaluation | None = None
 
-    def command(self, verb: str, *arguments: str) -> str:
-        """Return what to type, about this run if no arguments are given."""
-        return shlex.join(["tune-softmax", verb, *(arguments or [str(self.folder)])])
+    def command(self, verb: str, *arguments: object) -> str:
+        """Return a command to type, about this run if no arguments are given."""
+        return command(verb, *(arguments or [self.folder]))
 
 
 def gather(run: Path) -> Inputs:
@@ -116,8 +86,8 @@ def gather(run: Path) -> Inputs:
             (str(at), json.dumps(detail)) for at, kind, detail in events if kind == "test_opened"
         ),
         path=_path(found, meta.get("dataset_checksum", "")),
-        confirmation=None if is_study else _confirmation(run),
-        remedies=_remedies(run) if is_study else None,
+        confirmation=None if is_study else confirm.load(run),
+        remedies=remedies.load(run) if is_study else None,
         evaluation=read_evaluation(run / "best" / "evaluation.json"),
     )
 
@@ -133,16 +103,6 @@ def _path(found: Results, checksum: str) -> pd.DataFrame | None:
     except (ExperimentError, StorageError, ForeignFileError):
         return None
     return frame(points) if points else None
-
-
-def _confirmation(run: Path) -> Confirmation | None:
-    found = confirm.load(run)
-    return None if found is None else Confirmation(found.replicates, found.winners)
-
-
-def _remedies(run: Path) -> Remedies | None:
-    found = remedies.load(run)
-    return None if found is None else Remedies(found.arms, found.effects, found.overfitting)
 
 
 def _environment(path: Path) -> Mapping[str, Any]:

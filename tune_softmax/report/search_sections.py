@@ -1,4 +1,4 @@
-"""Sections about a search: overfitting, the regularization path, ASHA, progress, Optuna's."""
+"""Sections about a search: learning curves, gap, regularization path, ASHA, progress."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tune_softmax.report.parts import (
     Section,
     Table,
 )
+from tune_softmax.stats.wording import count, words
 
 if TYPE_CHECKING:
     from tune_softmax.report.inputs import Inputs
@@ -35,7 +36,8 @@ def curves(search: Results, best: Best) -> Section:
     other = measures.baseline(search.trials, best.number)
     caption = (
         "The shaded area is the generalization gap. The training loss of an epoch is the mean "
-        "over its mini-batches, each before its update, so early in training it can lie above."
+        "over its mini-batches, each taken before its update, so in the first epochs it can lie "
+        "above the validation loss."
     )
     parts: list[Part] = []
     if other is not None:
@@ -43,11 +45,10 @@ def curves(search: Results, best: Best) -> Section:
         row = trials.loc[other]
         parts.append(
             Paragraph(
-                f"The baseline is trial {other}: of the complete trials but the best, the one "
-                "that fits the training images closest, which is what weak regularization and "
-                f"long training come to. Its weight decay is {row['weight_decay']:.3g}, it ran "
-                f"{row['epochs_trained']} epochs, and its training loss ended at "
-                f"{row['last_train_loss']:.4f}."
+                f"The baseline is trial {other}: the complete trial, besides the best, with the "
+                "lowest training loss. Weak regularization and long training lead to such a "
+                f"trial. It has weight decay {row['weight_decay']:.3g}, {row['epochs_trained']} "
+                f"epochs and a final training loss of {row['last_train_loss']:.4f}."
             )
         )
     drawn = search.epochs[search.epochs["trial"].isin(names)]
@@ -71,9 +72,9 @@ def gap(search: Results, best: Best) -> Section:
     """Return the generalization gap of all trials."""
     trials = search.trials
     caption = (
-        "One mark a trial, after its last epoch. Trials that were stopped early have their gap "
-        "after the epochs they had. Triangles at the edge lie beyond it; after one epoch the "
-        "training loss still holds that of the first mini-batches."
+        "One mark for each trial, after its last epoch; a trial that was stopped early has the "
+        "gap of the epoch at which it stopped. Triangles at the edge are values beyond it: after "
+        "one epoch the training loss still contains the loss of the first mini-batches."
     )
     decay = figures.generalization_gap(trials, "weight_decay", winner=best.number)
     length = figures.generalization_gap(trials, "epochs_trained", winner=best.number)
@@ -88,21 +89,21 @@ def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
     try:
         inputs.experiment.check_convex()
     except ExperimentError as error:
-        return Section("path", heading, [Paragraph(f"There is none: {error}.")])
+        return Section("path", heading, [Paragraph(f"This experiment has none: {error}.")])
     if inputs.path is None:
         asked = inputs.command("oracle", str(inputs.folder / "experiment.yaml"))
         text = (
-            "With weight decay alone softmax regression is convex, so that its optimum is known "
-            "for every weight decay. To compute it, and hold the search against it:"
+            "Softmax regression with weight decay alone is convex, so its optimum can be computed "
+            "for every weight decay. To compute it and compare the search with it:"
         )
         return Section("path", heading, [Command(text, asked)])
     path = inputs.path
     optimum = path.sort_values("validation_loss").iloc[0]
     winner = None if best is None else best.number
     caption = (
-        "The curves are the convex optimum's losses, marks are complete trials without L1, "
-        "augmentation and a hidden layer. A trial that stops early can lie below the optimum's "
-        "curve."
+        "The curves are the losses of the convex optimum. Marks are complete trials without L1, "
+        "augmentation and hidden layer. A trial can lie below the curve, because training that "
+        "ends before the optimum can generalize better."
     )
     parts: list[Part] = [
         Drawings(
@@ -116,17 +117,17 @@ def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
         )
     ]
     rows = [
-        ("best on the path", f"{optimum['validation_loss']:.4f}"),
+        ("lowest loss on the path", f"{optimum['validation_loss']:.4f}"),
         ("at weight decay", f"{optimum['weight_decay']:.3g}"),
         ("certain to", _bound(optimum["validation_loss_bound"])),
     ]
     above = measures.regret(search.trials, path)
     if above is not None:
         found = above + optimum["validation_loss"]
-        rows += [("best found", f"{found:.4f}"), ("regret", f"{above:+.4f}")]
+        rows += [("lowest loss of the search", f"{found:.4f}"), ("regret", f"{above:+.4f} nats")]
     rows += [
-        (f"all {len(path)} validation losses certain to", _bound(path["validation_loss_bound"])),
-        ("their objectives optimal within", _bound(path["suboptimality_bound"])),
+        (f"all {len(path)} losses certain to", _bound(path["validation_loss_bound"])),
+        ("their objectives certain to", _bound(path["suboptimality_bound"])),
     ]
     parts.append(Facts(rows))
     return Section("path", heading, parts)
@@ -140,10 +141,12 @@ def _bound(values: float | pd.Series[float]) -> str:
 
 def rungs(search: Results) -> Section:
     """Return what ASHA stopped, and what that saved."""
-    heading = "What ASHA stopped"
+    heading = "Early stopping"
     asha = search.experiment.search.asha
     if asha is None:
-        return Section("rungs", heading, [Paragraph("The experiment asks for no early stopping.")])
+        return Section(
+            "rungs", heading, [Paragraph("The experiment asks for no early stopping of trials.")]
+        )
     table = measures.rungs(search.trials)
     rows = [
         (
@@ -159,13 +162,14 @@ def rungs(search: Results) -> Section:
     ]
     spent = measures.spending(search.trials)
     text = (
-        f"About one in {asha.reduction_factor:g} trials goes on at each rung. Stopped trials had "
-        f"{spent.epochs_saved:,} epochs left, against {spent.epochs_trained:,} that were trained; "
-        f"at each trial's own pace they would have taken about {spent.seconds_saved:,.1f} s, "
-        f"against {spent.seconds_trained:,.1f} s."
+        f"ASHA lets about one in {asha.reduction_factor:g} trials go on at each rung. It saved "
+        f"{count(spent.epochs_saved, 'epoch')} of the stopped trials; "
+        f"{count(spent.epochs_trained, 'epoch')} were trained. At each trial's own speed the "
+        f"saved epochs would have taken about {spent.seconds_saved:,.1f} s; training took "
+        f"{spent.seconds_trained:,.1f} s."
     )
     if asha.brackets > 1:
-        text += " With several brackets a trial enters every rung that it reaches, its own or not."
+        text += " With several brackets a trial counts at every rung that it reaches."
     header = ("rung", "entered", "stopped", "ended", "went on", "epochs saved", "seconds saved")
     return Section(
         "rungs",
@@ -173,7 +177,7 @@ def rungs(search: Results) -> Section:
         [
             Paragraph(text),
             Drawings([Drawing(figures.rung_counts(table), wide=True)]),
-            Table("What was stopped and saved at each rung", header, rows),
+            Table("Trials at each rung", header, rows),
         ],
     )
 
@@ -182,16 +186,16 @@ def progress(inputs: Inputs, search: Results) -> Section:
     """Return the best value and the regret over the search."""
     asked = search.experiment.search
     history = measures.history(search.trials, asked.mode)
-    heading = "Best value over the search"
+    heading = "Progress"
     if history["best"].dropna().empty:
         return Section("progress", heading, [Paragraph("No trial is complete yet.")])
     path = inputs.path if asked.metric == "validation_loss" else None
     optimum = None if path is None else float(path["validation_loss"].min())
     goal = float(history["best"].iloc[-1]) if optimum is None else optimum
-    name = "the final best" if optimum is None else "the best on the path"
+    name = "the final best" if optimum is None else "the lowest on the path"
     caption = (
-        "Seconds are the trials' shares of their packs' wall clock, summed in the order of trial "
-        "numbers; packs that trained side by side took less."
+        "Seconds are summed over trials, in the order of their numbers. Each trial has its share "
+        "of its pack's time, so packs that trained side by side took less than the sum."
     )
     drawings = [
         Drawing(figures.best_so_far(history, asked.metric, optimum=optimum)),
@@ -209,37 +213,37 @@ def hyperparameters(search: Results) -> Section:
     complete = measures.completed(search.trials, f"last_{metric}")
     searched = [n for n in search.experiment.space.searched if len(complete[n].unique()) > 1]
     if len(complete) < 2 or not searched:  # noqa: PLR2004 - one trial has nothing to compare
-        text = "Too few complete trials differ in a hyperparameter to compare any."
+        text = "There are too few complete trials with different hyperparameters to compare."
         return Section("hyperparameters", heading, [Paragraph(text)])
     study = figures.study(search.trials, search.epochs, search.experiment)
-    words = metric.replace("_", " ")
-    importance = figures.importance(study, words)
+    name = words(metric)
+    importance = figures.importance(study, name)
     (bars,) = importance.data
     first = [name for name in reversed(bars.y) if name in searched][:3]
     pairs = [(one, other) for i, one in enumerate(first) for other in first[i + 1 :]]
     drawings = [
         Drawing(
             importance,
-            "PED-ANOVA over the complete trials: how much each decides over being among the best.",
+            "How much each hyperparameter decides whether a trial is among the best (PED-ANOVA).",
             wide=True,
         ),
         Drawing(
-            figures.parallel_coordinates(study, words),
-            "Each line is a complete trial, through its hyperparameters.",
+            figures.parallel_coordinates(study, name),
+            "Each line is a complete trial.",
             wide=True,
             least_width=40,
         ),
-        *(Drawing(figures.slices(study, name, words)) for name in searched),
-        *(Drawing(figures.contour(study, *pair, words)) for pair in pairs),
+        *(Drawing(figures.slices(study, one, name)) for one in searched),
+        *(Drawing(figures.contour(study, *pair, name)) for pair in pairs),
     ]
     return Section(
         "hyperparameters",
         heading,
         [
             Paragraph(
-                "Optuna's figures, of complete trials alone; those that ASHA stopped had fewer "
-                "epochs than their configuration asks for. Contours are drawn for the most "
-                "important hyperparameters, and interpolated where no trial was."
+                "These figures are drawn by Optuna from complete trials; a trial that ASHA "
+                "stopped had fewer epochs than its configuration asks for. The contours show the "
+                "most important hyperparameters and are interpolated between the trials."
             ),
             Drawings(drawings),
         ],

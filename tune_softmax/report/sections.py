@@ -1,6 +1,6 @@
-"""What the page says, section by section: paragraphs, commands, tables and figures.
+"""The report's sections, in order: paragraphs, commands, tables and figures.
 
-A section leaves out what there is no data for, and says how to get it.
+A section that has no data yet names the command that produces it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tune_softmax.report.parts import (
     Table,
     TrialTable,
 )
+from tune_softmax.stats.wording import count, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ def sections(inputs: Inputs) -> list[Section]:
     Args:
         inputs: What the report is made from.
     """
-    made = [Section("found", "What was found", [Listing(findings.sentences(inputs))])]
+    made = [Section("summary", "Summary", [Listing(findings.sentences(inputs))])]
     search = inputs.search
     best = findings.best_of(search) if search is not None else None
     if search is not None:
@@ -64,21 +65,22 @@ def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
     parts: list[Part] = []
     if best is None:
         parts.append(Paragraph("No trial has a result yet."))
-        return Section("best", "The best configuration", parts)
+        return Section("best", "Best configuration", parts)
     row = search.trials.set_index("number").loc[best.number]
     rows = [("trial", f"{best.number} ({str(row['state']).lower()})")]
     rows += [
-        (name, _value(getattr(best.config, name))) for name in search.experiment.space.searched
+        (words(name), _value(getattr(best.config, name)))
+        for name in search.experiment.space.searched
     ]
     held = search.experiment.space.constants
-    rows += [(f"{name} (held)", _value(value)) for name, value in held.items()]
+    rows += [(f"{words(name)} (fixed)", _value(value)) for name, value in held.items()]
     rows += [
         ("validation loss", f"{row['last_validation_loss']:.4f}"),
         ("validation accuracy", f"{row['last_validation_accuracy']:.4f}"),
         ("training loss", f"{row['last_train_loss']:.4f}"),
     ]
     if best.num_averaged > 1:
-        name = best.metric.replace("_", " ")
+        name = words(best.metric)
         rows.append((f"mean {name}, {best.span}", f"{best.value:.4f}"))
     parts.append(Facts(rows))
     if inputs.confirmation is not None and len(inputs.confirmation.winners):
@@ -86,16 +88,16 @@ def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
     else:
         parts.append(
             Command(
-                "Its test accuracy is not known yet. To train the best trials again over seeds "
-                "and measure them on the test set:",
+                "Its test accuracy is not known yet. To train the best trials again over several "
+                "seeds and test them:",
                 inputs.command("confirm"),
             )
         )
-    return Section("best", "The best configuration", parts)
+    return Section("best", "Best configuration", parts)
 
 
 def _readable(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials with the last line of each error alone, for a page and not a log."""
+    """Return the trials with only the last line of each error."""
     error = trials["error"].map(
         lambda text: text.strip().rpartition("\n")[2][:200], na_action="ignore"
     )
@@ -108,18 +110,20 @@ def _reproduction(inputs: Inputs) -> Section:
     command, packages = environment.pop("command", None), environment.pop("packages", None)
     if isinstance(command, list) and command:
         line = shlex.join(["tune-softmax", *map(str, command[1:])])
-        parts.append(Command("The run was made by:", line))
-    rows = [(name.replace("_", " "), str(value)) for name, value in environment.items()]
+        parts.append(Command("The run was made with this command:", line))
+    rows = [(words(name), str(value)) for name, value in environment.items()]
     if isinstance(packages, dict):
         rows += [(str(name), str(version)) for name, version in packages.items()]
-    parts.append(Facts(rows) if rows else Paragraph("environment.json is not in the folder."))
+    parts.append(Facts(rows) if rows else Paragraph("The run folder has no environment.json."))
     if inputs.search is not None:
         done = inputs.search.count(State.COMPLETE, State.PRUNED, State.FAIL)
         if left := inputs.experiment.num_trials - done:
-            parts.append(Command(f"{left:,} trials are left. To go on:", inputs.command("resume")))
+            parts.append(
+                Command(f"{count(left, 'trial')} left. To go on:", inputs.command("resume"))
+            )
         parts.append(_opened(inputs))
     parts.append(Source("experiment.yaml, every default written out", inputs.experiment.to_yaml()))
-    return Section("reproduction", "How to do it again", parts)
+    return Section("reproduction", "Reproduce", parts)
 
 
 def _opened(inputs: Inputs) -> Part:
@@ -127,7 +131,7 @@ def _opened(inputs: Inputs) -> Part:
         return Paragraph("The test set has not been opened for this run.")
     count = len(inputs.openings)
     times = "once" if count == 1 else f"{count} times"
-    return Table(f"The test set was opened {times}", ("at", "for"), inputs.openings)
+    return Table(f"The test set was opened {times}", ("at (UTC)", "for"), inputs.openings)
 
 
 def _value(value: object) -> str:

@@ -10,6 +10,7 @@ from tune_softmax.metrics import State
 from tune_softmax.report.figures.base import robust_range
 from tune_softmax.report.measures import comparable, completed, gaps
 from tune_softmax.report.theme import BLUE, GREEN, GREY, PURPLE, VERMILION
+from tune_softmax.studies.pictures import draw_curves, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_effects", "save_effects", "save_gap", "save_learning_curves", "save_path"]
 
-DPI = 144
 SIZES = {".": 6, "v": 4, "^": 4, "D": 7}
 LOSS = "mean cross-entropy in nats"
 
@@ -32,30 +32,11 @@ def save_learning_curves(path: Path, epochs: pd.DataFrame, names: dict[int, str]
         epochs: One row a trial and epoch.
         names: What each trial is, by its number.
     """
-    figure = Figure(figsize=(4.8 * len(names), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-    for axes, (number, name) in zip(panels, names.items(), strict=True):
-        curves = epochs[epochs["trial"] == number].sort_values("epoch")
-        for split, color, mark in (("train", BLUE, "o"), ("validation", VERMILION, "s")):
-            axes.plot(
-                curves["epoch"],
-                curves[f"{split}_loss"],
-                mark,
-                ls="-",
-                color=color,
-                ms=3,
-                label=split.replace("train", "training"),
-            )
-        axes.fill_between(
-            curves["epoch"],
-            curves["train_loss"],
-            curves["validation_loss"],
-            color=GREY,
-            alpha=0.25,
-        )
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        _finish(axes, f"trial {number}, {name}", "epoch", LOSS if axes is panels[0] else "")
-    _save(figure, path)
+    curves = {
+        f"trial {number}, {name}": epochs[epochs["trial"] == number].sort_values("epoch")
+        for number, name in names.items()
+    }
+    save(draw_curves(curves, ["loss"]), path)
 
 
 def save_gap(path: Path, trials: pd.DataFrame, winner: int) -> None:
@@ -89,7 +70,7 @@ def save_gap(path: Path, trials: pd.DataFrame, winner: int) -> None:
             axes.set_xscale("log")
         _finish(axes, "", column.replace("_", " "), "")
     panels[0].set_ylabel("validation minus training loss")
-    _save(figure, path)
+    save(figure, path)
 
 
 def save_path(path: Path, points: pd.DataFrame, trials: pd.DataFrame) -> None:
@@ -113,7 +94,7 @@ def save_path(path: Path, points: pd.DataFrame, trials: pd.DataFrame) -> None:
     top = max(points["validation_loss"].max(), beside["last_validation_loss"].quantile(0.8))
     axes.set(xscale="log", ylim=(None, 1.02 * top))
     _finish(axes, "", "weight decay", LOSS)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_effects(effects: pd.DataFrame) -> Figure:
@@ -142,7 +123,7 @@ def draw_effects(effects: pd.DataFrame) -> Figure:
 
 def save_effects(path: Path, effects: pd.DataFrame) -> None:
     """Write `draw_effects` as a PNG file."""
-    _save(draw_effects(effects), path)
+    save(draw_effects(effects), path)
 
 
 def _finish(axes: Axes, title: str, x: str, y: str, *, legend: bool = True) -> None:
@@ -152,7 +133,3 @@ def _finish(axes: Axes, title: str, x: str, y: str, *, legend: bool = True) -> N
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         axes.legend(frameon=False, fontsize=8)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)

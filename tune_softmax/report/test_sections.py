@@ -1,4 +1,4 @@
-"""Sections about test images: the confirmed winners, the remedies, and what is taken for what."""
+"""Sections about the test set: confirmed trials, remedies, the confusion matrix."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tune_softmax.report.parts import (
     Section,
     Table,
 )
-from tune_softmax.stats.wording import interval_text
+from tune_softmax.stats.wording import interval_text, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tune_softmax.report.evaluation import Evaluation
-    from tune_softmax.report.inputs import Confirmation, Inputs
+    from tune_softmax.report.evaluation import WinnerEvaluation
+    from tune_softmax.report.inputs import Inputs
+    from tune_softmax.studies.confirm import Confirmation
 
 __all__ = ["confirmed", "confusion", "remedies"]
 
@@ -31,8 +32,8 @@ def confirmed(confirmation: Confirmation) -> Iterator[Part]:
     """Yield what the confirmation over seeds says of the winners."""
     winners = confirmation.winners
     caption = (
-        "Means over seeds with an interval of each alone. Whether two can be told apart is "
-        "decided by their differences at the same seeds, which vary less than either."
+        "Means over seeds, each with its own 95 % interval. Two trials are compared by their "
+        "differences at the same seeds, which vary less than either of them."
     )
     yield Drawings([Drawing(figures.confirmed_accuracy(winners), caption, wide=True)])
     rows = [
@@ -52,12 +53,13 @@ def confirmed(confirmation: Confirmation) -> Iterator[Part]:
 
 def remedies(inputs: Inputs) -> Section:
     """Return what each remedy does, and at which strengths."""
-    assert inputs.remedies is not None, "asked for before"
+    assert inputs.remedies is not None, "the caller has checked"
     arms, effects = inputs.remedies.arms, inputs.remedies.effects
     effects = effects.assign(verdict=findings.effective_verdicts(effects))
     caption = (
         "Each remedy at the strength that the validation loss chose. Lines are intervals over "
-        "seeds, which hold together; where one holds zero, no difference was seen."
+        "seeds that hold for all remedies together. Where one includes zero, no difference was "
+        "seen."
     )
     forest = Drawing(figures.remedy_effects(effects), caption, wide=True)
     doses = arms.groupby("remedy")["strength"].nunique()
@@ -68,7 +70,7 @@ def remedies(inputs: Inputs) -> Section:
     ]
     rows = [
         (
-            str(row["remedy"]).replace("_", " "),
+            words(row["remedy"]),
             str(row["strength_label"]),
             f"{row['difference']:+.4f}",
             interval_text(row["low"], row["high"], "+.4f"),
@@ -79,17 +81,15 @@ def remedies(inputs: Inputs) -> Section:
     ]
     header = ("", "strength", "difference", "interval", "p", "verdict")
     table = Table("Remedy minus baseline", header, rows)
-    disease = inputs.remedies.overfitting
-    parts: list[Part] = [] if disease is None else [Paragraph(disease.sentence)]
-    return Section("remedies", "Remedies", [*parts, Drawings([forest]), table, Drawings(curves)])
+    return Section("remedies", "Remedies", [Drawings([forest]), table, Drawings(curves)])
 
 
 def confusion(inputs: Inputs) -> Section:
-    """Return what the winner takes for what, or how to find out."""
-    heading = "What is taken for what"
+    """Return the winner's confusion matrix, or how to get it."""
+    heading = "Confusion matrix"
     found = inputs.evaluation
     if found is None:
-        text = "The winner has not been evaluated on the test images here. To do that:"
+        text = "No winner has been evaluated on the test images yet. To do that:"
         return Section("confusion", heading, [Command(text, inputs.command("confirm"))])
     parts: list[Part] = [
         Paragraph(
@@ -103,21 +103,22 @@ def confusion(inputs: Inputs) -> Section:
     return Section("confusion", heading, parts)
 
 
-def _matrices(found: Evaluation) -> Iterator[Drawing]:
+def _matrices(found: WinnerEvaluation) -> Iterator[Drawing]:
     names = found.class_names
     matrix = figures.confusion_matrix(found.confusion, names)
-    yield Drawing(matrix, "Counts of test images; darker is more.", least_width=31)
+    yield Drawing(matrix, "Numbers of test images; darker is more.", least_width=31)
     if found.baseline_confusion is None:
         return
     pair = (found.confusion, found.baseline_confusion, names)
     yield Drawing(
         figures.confusion_difference(*pair),
-        "Per cent of a class, best minus baseline. A number stands where the interval, at 95 % "
-        "for all cells together, leaves out zero; elsewhere no difference was seen.",
+        "Per cent of the true class, winner minus baseline. Cells with a number differ: their "
+        "interval, at 95 % for all cells together, excludes zero. In the others no difference was "
+        "seen.",
         least_width=31,
     )
     yield Drawing(
         figures.recall_difference(*pair),
-        "Lines are intervals at 95 % for all classes together.",
+        "Lines are 95 % intervals for all classes together.",
         wide=True,
     )

@@ -258,10 +258,10 @@ class RunFolder:
             return "another process"
 
 
-def free_folder(name: str) -> Path:
-    """Return the first of runs/NAME, runs/NAME-2, and so on that holds nothing yet."""
+def free_folder(name: str, parent: Path = Path("runs")) -> Path:
+    """Return the first of PARENT/NAME, PARENT/NAME-2, and so on that holds nothing yet."""
     names = (name if copy == 1 else f"{name}-{copy}" for copy in itertools.count(1))
-    folders = (Path("runs") / candidate for candidate in names)
+    folders = (parent / candidate for candidate in names)
     return next(
         folder
         for folder in folders

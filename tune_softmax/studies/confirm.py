@@ -49,7 +49,7 @@ class Confirmation:
         seeds: Which seeds each was trained with.
         replicates: One row a trial and seed: `trial`, `seed`, `test_loss`, `test_accuracy`; NaN
             for what failed.
-        winners: What `inference.winners` says of them, the best on the test set first; by the
+        winners: What `verdicts.winners` says of them, the best on the test set first; by the
             test loss if the search's metric is a loss, else by the accuracy.
         winner: The trial in `best/`: of those that no other is shown to beat, the best by the
             search's validation, so that the test set chooses as little as it can. None if all
@@ -269,7 +269,7 @@ def _train(  # noqa: PLR0917 - each is what it says
     observe: Callable[[Snapshot], None],
 ) -> None:
     from tune_softmax.studies import session
-    from tune_softmax.studies.trial_list import Listed
+    from tune_softmax.studies.trial_list import TrialList
 
     with closing(Ledger.open(found.folder.ledger)) as ledger:
         checksum = ledger.meta()["dataset_checksum"]
@@ -288,7 +288,7 @@ def _train(  # noqa: PLR0917 - each is what it says
         Task(found.config(trial), View(_seed(found, seed), with_validation=True))
         for trial, seed in plan.pairs
     ]
-    listed = Listed(
+    trials = TrialList(
         folder=found.folder.confirm,
         kind=KIND,
         experiment=found.experiment,
@@ -296,7 +296,7 @@ def _train(  # noqa: PLR0917 - each is what it says
         train_fraction=found.experiment.dataset.train_fraction,
         meta={"plan": plan.text},
     )
-    listed.train(address=address, data_dir=data_dir, observe=observe, before=check)
+    trials.train(address=address, data_dir=data_dir, observe=observe, before=check)
 
 
 def _seed(found: Results, index: int) -> int:

@@ -1,36 +1,28 @@
-"""Pictures of one trained model: learning curves and weights, as PNG files and on a terminal."""
+"""Matplotlib figures of trained models: learning curves, weights, confusion matrix."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-import plotext
 from matplotlib.figure import Figure
-from rich.text import Text
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import pandas as pd
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from tune_softmax.metrics import EpochMetrics
-
-__all__ = [
-    "curves_text",
-    "draw_confusion",
-    "draw_curves",
-    "draw_weights",
-    "save_confusion",
-    "save_curves",
-    "save_weights",
-    "weights_text",
-]
+__all__ = ["draw_confusion", "draw_curves", "draw_weights", "save"]
 
 _DPI = 144
 
-TRAIN_COLOR, VALIDATION_COLOR = "#4477aa", "#ee6677"  # told apart by colour-blind readers too
+# Okabe and Ito's blue and vermilion: colour-blind readers tell them apart.
+_SPLITS = (("train", "training", "#0072b2", "o"), ("validation", "validation", "#d55e00", "s"))
+_LABELS = {"loss": "mean cross-entropy in nats", "accuracy": "accuracy"}
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
@@ -44,12 +36,13 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> 
     size = 2.5 + 0.45 * len(names)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
-    # The root, or the diagonal would leave all else white.
+    # The diagonal holds most images; on a linear scale all other cells would be white.
     axes.imshow(np.sqrt(counts), cmap="Blues")
     places = range(len(names))
-    axes.set_xticks(places, names, rotation=90)
-    axes.set_yticks(places, names)
-    axes.set(xlabel="predicted", ylabel="true class")
+    labels = [_literal(name) for name in names]
+    axes.set_xticks(places, labels, rotation=90)
+    axes.set_yticks(places, labels)
+    axes.set(xlabel="predicted class", ylabel="true class")
     dark = np.sqrt(counts.max()) / 2
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if np.sqrt(count) > dark else "black"
@@ -57,53 +50,46 @@ def draw_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> 
     return figure
 
 
-def save_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Sequence[str]) -> None:
-    """Write `draw_confusion` as a PNG file."""
-    draw_confusion(confusion, names).savefig(path, dpi=_DPI)
-
-
-def draw_curves(epochs: Sequence[EpochMetrics]) -> Figure:
-    """Draw loss and accuracy over the epochs, training against validation.
+def draw_curves(
+    curves: Mapping[str, pd.DataFrame], quantities: Sequence[str] = ("loss", "accuracy")
+) -> Figure:
+    """Draw learning curves: training against validation, over the epochs.
 
     Args:
-        epochs: Metrics from the first epoch on.
+        curves: By title of a model, one row an epoch, ascending: `epoch`, and `train_` and
+            `validation_` of every quantity. What is not finite is left out.
+        quantities: What to draw, each in a panel: "loss", "accuracy".
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    numbers = range(1, len(epochs) + 1)
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, color in (("train", TRAIN_COLOR), ("validation", VALIDATION_COLOR)):
-            values = [getattr(metrics, f"{split}_{quantity}") for metrics in epochs]
-            axes.plot(numbers, values, color=color, marker="o", markersize=3, label=split)
-        axes.set(xlabel="epoch", ylabel=quantity)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+    panels = [(title, quantity) for title in curves for quantity in quantities]
+    figure = Figure(figsize=(4.8 * len(panels), 3.4), layout="constrained")
+    sharey = len(quantities) == 1  # for one quantity of several models
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=sharey)[0]
+    for axes, (title, quantity) in zip(grid, panels, strict=True):
+        _draw_panel(axes, curves[title], quantity)
+        axes.set(title=_literal(title), xlabel="epoch", ylabel=_LABELS[quantity])
     return figure
 
 
-def save_curves(path: Path, epochs: Sequence[EpochMetrics]) -> None:
-    """Write `draw_curves` as a PNG file."""
-    draw_curves(epochs).savefig(path, dpi=_DPI)
-
-
-def curves_text(epochs: Sequence[EpochMetrics], width: int) -> str:
-    """Return the loss curves as a chart of characters, `width` columns wide."""
-    numbers = list(range(1, len(epochs) + 1))
-    plotext.clear_figure()
-    plotext.plot_size(min(width, 100), 16)
-    plotext.theme("clear")
-    plotext.xlabel("epoch")
-    plotext.title("cross-entropy")
-    plotext.xticks(numbers[:: max(1, len(numbers) // 10)])
-    for split, marker in (("train", "braille"), ("validation", "o")):
-        values = [getattr(metrics, f"{split}_loss") for metrics in epochs]
-        plotext.plot(numbers, values, label=split, marker=marker)
-    chart: str = plotext.uncolorize(plotext.build())
-    return chart
+def _draw_panel(axes: Axes, curves: pd.DataFrame, quantity: str) -> None:
+    values = {split: curves[f"{split}_{quantity}"] for split, *_ in _SPLITS}
+    for split, name, color, mark in _SPLITS:
+        axes.plot(
+            curves["epoch"], values[split], mark, ls="-", color=color, markersize=3, label=name
+        )
+    axes.fill_between(
+        curves["epoch"], values["train"], values["validation"], color="grey", alpha=0.25
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.title.set_fontsize(10)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def draw_weights(weights: NDArray[np.float32], names: Sequence[str]) -> Figure:
-    """Draw each output's weights as an image: blue where a bright pixel speaks against it.
+    """Draw each output's weights as an image.
+
+    Red weights raise the output where a pixel is bright, blue ones lower it.
 
     Args:
         weights: float32, (outputs, H, W).
@@ -118,44 +104,15 @@ def draw_weights(weights: NDArray[np.float32], names: Sequence[str]) -> Figure:
         axes.set_axis_off()
     for axes, image, name in zip(grid.flat, weights, names, strict=False):
         axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(_literal(name), fontsize=9)
     return figure
 
 
-def save_weights(path: Path, weights: NDArray[np.float32], names: Sequence[str]) -> None:
-    """Write `draw_weights` as a PNG file."""
-    draw_weights(weights, names).savefig(path, dpi=_DPI)
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file."""
+    figure.savefig(path, dpi=_DPI)
 
 
-def weights_text(weights: NDArray[np.float32], names: Sequence[str], width: int) -> Text:
-    """Return the weights as coloured half-blocks, as many images side by side as fit.
-
-    Args:
-        weights: float32, (outputs, H, W).
-        names: What each output is.
-        width: Columns of the terminal.
-    """
-    _, height, image_width = weights.shape
-    limit = float(np.abs(weights).max()) or 1.0
-    levels = np.clip(weights / limit, -1, 1)
-    levels = np.pad(levels, ((0, 0), (0, height % 2), (0, 0)))
-    per_row = max(1, width // (image_width + 2))
-    text = Text()
-    for start in range(0, len(levels), per_row):
-        images = levels[start : start + per_row]
-        for name in names[start : start + per_row]:
-            text.append(name[:image_width].ljust(image_width + 2))
-        text.append("\n")
-        for y in range(0, height, 2):
-            for image in images:
-                for upper, lower in zip(image[y], image[y + 1], strict=True):
-                    text.append("▀", style=f"{_color(upper)} on {_color(lower)}")
-                text.append("  ")
-            text.append("\n")
-    return text
-
-
-def _color(level: float) -> str:
-    """Return red for 1, white for 0, blue for -1."""
-    fade = round(255 * (1 - abs(level)))
-    return f"rgb(255,{fade},{fade})" if level > 0 else f"rgb({fade},{fade},255)"
+def _literal(text: str) -> str:
+    """Return a text that Matplotlib shows unchanged; it reads formulas between dollar signs."""
+    return text.replace("$", r"\$")

@@ -61,15 +61,15 @@ class Remedies:
         folder: Where it is.
         experiment: What was asked.
         arms: One row a way to train and seed: `remedy` ("baseline", those of
-            `remedy_options.REMEDIES`, "less_data", which is no remedy, "combined"), `strength`,
-            `strength_label`, `seed`, `train_loss`, `validation_loss`, `test_loss`,
+            `experiment.remedies.REMEDIES`, "less_data", which is no remedy, "combined"),
+            `strength`, `strength_label`, `seed`, `train_loss`, `validation_loss`, `test_loss`,
             `train_accuracy`, `validation_accuracy`, `test_accuracy`, `gap` (validation minus
             training loss), `epochs` trained, `best_epoch` by validation loss, `trial` (the number
             under which the run's dataframes have its curve). With early stopping, in
             combinations too, all are of the best epoch, else of the last. Training values are
             running means over that epoch, of images as they were moved. What diverged is NaN.
         effects: What each remedy at its chosen strength changes of the test loss, as
-            `inference.effects` returns it.
+            `verdicts.effects` returns it.
         overfitting: Whether the baseline gave anything to cure.
         num_strengths: How many strengths each remedy had to choose from.
         notes: What was left out, and why; what diverged.
@@ -215,7 +215,7 @@ def _run(
     data_dir: Path | str | None,
     observe: Callable[[Snapshot], None],
 ) -> Remedies:
-    from tune_softmax.studies.trial_list import Listed
+    from tune_softmax.studies.trial_list import TrialList
 
     def check(dataset: Dataset) -> None:
         batch_size = experiment.single_config().batch_size
@@ -226,8 +226,8 @@ def _run(
                 f"of the baseline, got {batch_size:,}; lower it, or raise dataset.train_fraction"
             )
 
-    listed = Listed(folder, KIND, experiment, RemedyPlan(experiment))
-    listed.train(address=address, data_dir=data_dir, observe=observe, before=check)
+    trials = TrialList(folder, KIND, experiment, RemedyPlan(experiment))
+    trials.train(address=address, data_dir=data_dir, observe=observe, before=check)
     found = load(folder.path)
     assert found is not None, "a run that ends without an error is finished"
     return found

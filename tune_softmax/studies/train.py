@@ -1,9 +1,13 @@
-"""`train`: one configuration without a search, to its curves, its weights and its test result."""
+"""`train`: train one configuration, evaluate it on the test set, and save it.
+
+The configuration is the only one of an experiment, or a trial of a run.
+"""
 
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+import math
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +20,14 @@ from tune_softmax import files
 from tune_softmax.data.dataset import load_for, load_test_for
 from tune_softmax.engine import reference
 from tune_softmax.engine.tensors import to_images, to_tensors
-from tune_softmax.errors import StorageError
-from tune_softmax.run import environment
+from tune_softmax.errors import ExperimentError, ResultsError, StorageError
+from tune_softmax.experiment import experiment as experiments
+from tune_softmax.experiment.experiment import Experiment
+from tune_softmax.run import environment, results
 from tune_softmax.run.folder import RunFolder, free_folder
+from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
-from tune_softmax.studies.pictures import save_curves, save_weights
+from tune_softmax.studies import pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +38,6 @@ if TYPE_CHECKING:
 
     from tune_softmax.config import Config
     from tune_softmax.engine.reference import Evaluation
-    from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.metrics import EpochMetrics
 
 __all__ = ["Trained", "small_model_settings", "train"]
@@ -45,7 +51,8 @@ class Trained:
         config: Its hyperparameters.
         model: The trained module, on the CPU.
         epochs: Metrics from the first epoch on.
-        test: The evaluation on the test set.
+        test: The evaluation on the test set; None if training diverged, for then there is
+            nothing to evaluate and the test set stays closed.
         class_names: What each output is.
         image_shape: (H, W).
         folder: Where everything was saved.
@@ -54,12 +61,23 @@ class Trained:
     config: Config
     model: nn.Sequential = field(repr=False)
     epochs: list[EpochMetrics] = field(repr=False)
-    test: Evaluation = field(repr=False)
+    test: Evaluation | None = field(repr=False)
     class_names: tuple[str, ...] = field(repr=False)
     image_shape: tuple[int, int]
     folder: Path
 
     def _repr_html_(self) -> str:
+        return html([*self.summary, f"Saved in {self.folder}."])
+
+    @property
+    def summary(self) -> list[str]:
+        """What came of it, in sentences."""
+        if self.test is None:
+            where = f"epoch {len(self.epochs)} of {self.config.num_epochs}"
+            return [
+                f"Training diverged in {where}: the loss is not finite; lower the learning rate.",
+                "The test set was not opened.",
+            ]
         last = self.epochs[-1]
         values = " and ".join(
             f"{split} loss {getattr(last, f'{name}_loss'):.4f}, accuracy "
@@ -68,12 +86,10 @@ class Trained:
         )
         num_images = int(self.test.confusion.sum())
         test = f"loss {self.test.loss:.4f}, accuracy {self.test.accuracy:.4f}"
-        lines = [
+        return [
             f"After epoch {len(self.epochs)}: {values}.",
             f"On the {num_images:,} test images: {test}.",
-            f"Saved in {self.folder}.",
         ]
-        return html(lines)
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -98,41 +114,106 @@ class Trained:
 
 
 def train(
-    experiment: Experiment,
+    source: Experiment | Path | str,
     config: Config | None = None,
     folder: Path | str | None = None,
     *,
-    number: int = 0,
+    trial: int | None = None,
     data_dir: Path | str | None = None,
     on_epoch: Callable[[int, EpochMetrics], None] = lambda _epoch, _metrics: None,
-    before_test: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train one configuration, evaluate it on the test set, and save it.
 
+    A run's lock is held meanwhile, and its ledger records that the test set is opened before it
+    is.
+
     Args:
-        experiment: Where dataset, model options and seed come from.
-        config: The hyperparameters; by default the only ones that the experiment's space holds.
+        source: An experiment, an experiment file, or a run folder. Dataset, model options and
+            seed come from there.
+        config: The hyperparameters; by default the only ones that an experiment's space holds,
+            or those of the trial.
         folder: Where to save: `experiment.yaml`, `environment.json`, `evaluation.json`,
             `curves.csv`, `weights.safetensors`, `curves.png`, `weights.png`. By default the first
-            free one of runs/NAME-train, runs/NAME-train-2, and so on.
-        number: The trial's number, which decides the initial weights.
+            free one of NAME-train, NAME-train-2 and so on: in `runs/` under the experiment's
+            name, or beside a run under the run's.
+        trial: Which trial of a run, by default its best. Its number decides the initial weights;
+            an experiment has trial 0.
         data_dir: Where datasets are; see `data.load_dataset`.
         on_epoch: Called after every epoch with its number, from 1, and its metrics.
-        before_test: Called before the test set is opened, to record that.
 
     Returns:
         The trained model and what was measured.
 
     Raises:
-        ExperimentError: No configuration is given, and the experiment leaves a choice open.
+        ExperimentError: The file is wrong; no configuration is given and the experiment leaves a
+            choice open; or a batch is larger than the training set.
         DataError: The dataset cannot be had.
-        ResultsError: There is a run in the folder already.
-        StorageError: The folder cannot be written.
+        ResultsError: There is no such run or trial, or the folder to save in holds something.
+        RunInUseError: Another process writes the run.
+        StorageError: A folder cannot be written.
     """
-    config = config or experiment.single_config()
-    place = Path(folder) if folder else free_folder(f"{experiment.name}-train")
-    RunFolder(place).check_free()
+    if not isinstance(source, Experiment) and Path(source).is_dir():
+        return _train_of_run(Path(source), config, folder, trial, data_dir, on_epoch)
+    if trial is not None and not isinstance(source, Experiment):
+        raise ResultsError(f"--trial {trial}: {source} is not a run folder")
+    experiment = source if isinstance(source, Experiment) else experiments.load(source)
+    return _train(
+        experiment,
+        config or experiment.single_config(),
+        Path(folder) if folder else free_folder(f"{experiment.name}-train"),
+        trial=trial or 0,
+        data_dir=data_dir,
+        on_epoch=on_epoch,
+        before_test=lambda: None,
+    )
+
+
+def _train_of_run(  # noqa: PLR0917 - as `train`
+    run: Path,
+    config: Config | None,
+    folder: Path | str | None,
+    trial: int | None,
+    data_dir: Path | str | None,
+    on_epoch: Callable[[int, EpochMetrics], None],
+) -> Trained:
+    """Train a trial of a run, and record in the run's ledger that the test set is opened."""
+    found = results.load(run)
+    number = found.best().number if trial is None else trial
+    wanted = config or found.config(number)
+    place = run.resolve() if run.name in {"", ".."} else run
+    place = Path(folder) if folder else free_folder(f"{place.name}-train", place.parent)
+    with (
+        found.folder.writing(),
+        closing(Ledger.open(found.folder.ledger, writable=True)) as ledger,
+    ):
+        return _train(
+            found.experiment,
+            wanted,
+            place,
+            trial=number,
+            data_dir=data_dir,
+            on_epoch=on_epoch,
+            before_test=lambda: ledger.event("test_opened", command="train", trial=number),
+        )
+
+
+def _train(
+    experiment: Experiment,
+    config: Config,
+    folder: Path,
+    *,
+    trial: int,
+    data_dir: Path | str | None,
+    on_epoch: Callable[[int, EpochMetrics], None],
+    before_test: Callable[[], None],
+) -> Trained:
+    RunFolder(folder).check_free()
     dataset = load_for(experiment.dataset, data_dir)
+    if config.batch_size > len(dataset.train):
+        raise ExperimentError(
+            f"{experiment.name}: space.batch_size: at most the {len(dataset.train):,} training "
+            f"images of {dataset.name}, got {config.batch_size:,}; lower it, or hold out less"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = to_tensors(dataset, device)
     epochs: list[EpochMetrics] = []
@@ -146,26 +227,28 @@ def train(
             config,
             data,
             seed=experiment.search.seed,
-            number=number,
+            number=trial,
             reduction=experiment.model.reduction,
             initial_std=experiment.model.initial_std,
             on_epoch=note,
         )
-    before_test()
-    split = load_test_for(experiment.dataset, data_dir)
-    test = reference.evaluate(model, to_images(split, device), data)
+    test = None
+    if epochs[-1].is_finite:
+        before_test()
+        split = load_test_for(experiment.dataset, data_dir)
+        test = reference.evaluate(model, to_images(split, device), data)
     trained = Trained(
-        config, model.cpu(), epochs, test, dataset.class_names, dataset.image_shape, place
+        config, model.cpu(), epochs, test, dataset.class_names, dataset.image_shape, folder
     )
-    _save(trained, experiment, number, dataset.checksum)
+    _save(trained, experiment, trial, dataset.checksum)
     return trained
 
 
 @contextmanager
 def small_model_settings() -> Iterator[None]:
-    """Compute as suits so small a model, and put torch back as it was.
+    """Compute as suits so small a model, and restore torch's settings afterwards.
 
-    A second thread gains nothing, and threads that spin for one another on a busy machine made
+    A second thread gains nothing, and threads that wait for one another on a busy machine made
     an epoch thirty times slower. Weights of pixels that are always zero decay through denormal
     numbers, which are slow.
     """
@@ -179,33 +262,36 @@ def small_model_settings() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _save(trained: Trained, experiment: Experiment, number: int, checksum: str) -> None:
-    folder = trained.folder
+def _save(trained: Trained, experiment: Experiment, trial: int, checksum: str) -> None:
+    folder, test = trained.folder, trained.test
     description = {
         **environment.describe(),
         "seed": experiment.search.seed,
-        "trial": number,
+        "trial": trial,
         "dataset_checksum": checksum,
     }
     evaluation = {
         "config": asdict(trained.config),
-        "test_loss": trained.test.loss,
-        "test_accuracy": trained.test.accuracy,
+        "diverged_in_epoch": len(trained.epochs) if test is None else None,
+        "test_loss": test.loss if test and math.isfinite(test.loss) else None,
+        "test_accuracy": test.accuracy if test else None,
         "class_names": trained.class_names,
-        "confusion": trained.test.confusion.tolist(),
+        "confusion": test.confusion.tolist() if test else None,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in {
             "experiment.yaml": experiment.to_yaml(),
             "environment.json": json.dumps(description, indent=2) + "\n",
-            "evaluation.json": json.dumps(evaluation, indent=2) + "\n",
+            "evaluation.json": json.dumps(evaluation, indent=2, allow_nan=False) + "\n",
         }.items():
             files.write_atomically(folder / name, text)
         trained.curves.to_csv(folder / "curves.csv", index=False)
         save_file(trained.model.state_dict(), folder / "weights.safetensors")
-        save_curves(folder / "curves.png", trained.epochs)
-        save_weights(folder / "weights.png", trained.first_weights, trained.output_names)
+        pictures.save(pictures.draw_curves({"": trained.curves}), folder / "curves.png")
+        if test is not None:
+            weights = pictures.draw_weights(trained.first_weights, trained.output_names)
+            pictures.save(weights, folder / "weights.png")
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot save there ({error}); choose another --run-dir"

@@ -1,7 +1,7 @@
-"""Train a list of trials in a folder of its own, to their test-set results; or go on with one.
+"""Train a list of trials in a run folder of their own and evaluate each on the test set.
 
-What a study of remedies and a confirmation have in common. That the test set is opened is in the
-folder's ledger before it is.
+A study of remedies and a confirmation are such lists. One that was interrupted goes on. The
+folder's ledger records that the test set is opened before it is.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ if TYPE_CHECKING:
     from tune_softmax.scheduler.agenda import Agenda
     from tune_softmax.scheduler.progress import Snapshot
 
-__all__ = ["Listed"]
+__all__ = ["TrialList"]
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A list of trials to train in a folder.
+class TrialList:
+    """A list of trials to train in a run folder.
 
     Attributes:
-        folder: Its folder; one that has a ledger is gone on with.
-        kind: What the folder holds, for its ledger.
+        folder: Its run folder. Where that has a ledger already, the list goes on.
+        kind: What kind of run it is, for the ledger.
         experiment: Where dataset, model options and resources come from.
         agenda: The trials.
-        train_fraction: How much of the training images to load; the trials' own fractions are
-            of these.
-        meta: What else the run is known by. Where it has grown since, the ledger notes that.
+        train_fraction: What part of the training images to load; the trials' own fractions are
+            fractions of these.
+        meta: What else to write into the ledger's table meta. Where it differs from what is
+            there, the ledger records that the run was extended.
     """
 
     folder: RunFolder
@@ -50,7 +51,7 @@ class Listed:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is something to go on with."""
+        """Whether there is a run to go on with."""
         ledger = self.folder.ledger
         return not isinstance(ledger, Path) or ledger.exists()
 
@@ -79,7 +80,7 @@ class Listed:
         """
 
         def show(snapshot: Snapshot) -> None:
-            # The best one by validation means nothing here.
+            # The best trial by validation means nothing here.
             phase = "training" if snapshot.phase == "searching" else snapshot.phase
             observe(replace(snapshot, phase=phase, best=None))
 
@@ -108,7 +109,7 @@ class Listed:
 
     @contextmanager
     def _opened(self, dataset: Dataset) -> Iterator[Ledger]:
-        """Make the folder and its ledger, or open them and see that nothing has changed."""
+        """Make the folder and its ledger, or open them and check that nothing has changed."""
         folder, meta = self.folder, {"kind": self.kind, **self.meta}
         is_begun = self.is_begun
         if not folder.path.exists():

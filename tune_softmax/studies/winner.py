@@ -17,7 +17,7 @@ from tune_softmax.engine.pack import Pack
 from tune_softmax.engine.reference import evaluate
 from tune_softmax.engine.tensors import scale, to_images, to_tensors
 from tune_softmax.errors import StorageError
-from tune_softmax.studies.pictures import save_confusion
+from tune_softmax.studies import pictures
 from tune_softmax.studies.train import small_model_settings
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _write(
         best.path.mkdir(exist_ok=True)
         files.write_atomically(best.configuration, json.dumps(configuration, indent=2) + "\n")
         save_file(model.state_dict(), best.weights)
-        save_confusion(best.confusion, content["confusion"], content["class_names"])
+        matrix = pictures.draw_confusion(content["confusion"], content["class_names"])
+        pictures.save(matrix, best.confusion)
         files.write_atomically(best.evaluation, json.dumps(content) + "\n")
     except OSError as error:
         raise StorageError(f"{best.path}: cannot save there ({error})") from error
