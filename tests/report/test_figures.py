@@ -282,7 +282,7 @@ def test_a_confusion_matrix_has_its_counts():
     assert figure.data[0].text[6][0] == "92"
     assert figure.data[0].z[6][0] == pytest.approx(math.log(93))
     assert f"{counts.sum() - np.trace(counts)} of {counts.sum()} wrong" in text_of(figure)
-    assert "92 times, class 6 is taken for class 0" in text_of(figure)
+    assert "92 times, class 6 is predicted as class 0" in text_of(figure)
 
 
 def test_differences_that_are_certain_carry_a_number():
@@ -294,7 +294,7 @@ def test_differences_that_are_certain_carry_a_number():
     assert texts[6, 0] == "-45.0"
     assert texts[6, 6] == "+45.0"
     assert (texts != "").sum() == 2
-    assert "class 6 taken for class 0 -45.0 %" in text_of(figure)
+    assert "class 6 predicted as class 0 -45.0 %" in text_of(figure)
     same = figures.confusion_difference(pair[0], pair[0], CLASSES)
     assert "no difference was seen in any of 100 cells" in text_of(same)
 

@@ -119,21 +119,21 @@ def test_every_figure_is_drawn(desktop):
 
 
 def test_every_section_is_there(desktop):
-    """In the order of the question, what was found, and how to do it again."""
+    """In the order of reading, from the summary to how to reproduce it."""
     headings = desktop.page.eval_on_selector_all("h2", "all => all.map(h => h.textContent)")
     assert headings == [
-        "What was found",
-        "The best configuration",
+        "Summary",
+        "Best configuration",
         "Learning curves",
         "Generalization gap",
         "Regularization path",
         "Remedies",
-        "What ASHA stopped",
-        "Best value over the search",
+        "Early stopping",
+        "Progress",
         "Hyperparameters",
-        "What is taken for what",
+        "Confusion matrix",
         "All trials",
-        "How to do it again",
+        "Reproduce",
     ]
     assert desktop.page.locator(".findings li").count() == 5
     links = desktop.page.eval_on_selector_all(
@@ -165,7 +165,7 @@ def test_the_run_can_be_done_again(desktop):
 def test_a_wrong_image_is_shown(desktop):
     """With its classes in words, decoded by the browser."""
     image = desktop.page.locator(".images img")
-    assert image.get_attribute("alt") == "Test image of class 6, taken for class 0"
+    assert image.get_attribute("alt") == "Test image of class 6, predicted class 0"
     assert image.evaluate("image => image.naturalWidth") == 2
 
 

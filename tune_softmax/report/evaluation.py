@@ -32,12 +32,12 @@ MAX_PICTURE_BYTES = 20_000
 
 @dataclass(frozen=True, slots=True)
 class WrongImage:
-    """A test image that the winner takes for something else.
+    """A test image that the winner classifies wrong.
 
     Attributes:
         png: The image, as base64 text of a PNG file.
         label: Its true class.
-        predicted: The class it is taken for.
+        predicted: The class that the winner predicts.
         probability: How sure the winner is of that, in [0, 1].
     """
 

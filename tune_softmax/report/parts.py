@@ -108,7 +108,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Pictures of the dataset that were taken for something else."""
+    """Test images that were classified wrong."""
 
     images: Sequence[WrongImage]
     kind: str = "images"

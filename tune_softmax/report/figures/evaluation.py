@@ -1,4 +1,4 @@
-"""Figures of test results: the confirmed accuracy, and which class is taken for which."""
+"""Figures of test results: the confirmed accuracy, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def confirmed_accuracy(winners: pd.DataFrame) -> go.Figure:
 
 
 def confusion_matrix(confusion: NDArray[np.int64], class_names: Sequence[str]) -> go.Figure:
-    """Draw how often each class was taken for each.
+    """Draw how often each class was predicted as each.
 
     Args:
         confusion: Counts, (C, C): rows are true classes, columns predicted ones.
@@ -96,7 +96,7 @@ def confusion_matrix(confusion: NDArray[np.int64], class_names: Sequence[str]) -
     if wrong.sum():
         true, predicted = divmod(int(wrong.argmax()), len(wrong))
         text += (
-            f"; most often, {wrong.max()} times, {class_names[true]} is taken for "
+            f"; most often, {wrong.max()} times, {class_names[true]} is predicted as "
             f"{class_names[predicted]}"
         )
     return describe(figure, f"{text}.")
@@ -105,7 +105,7 @@ def confusion_matrix(confusion: NDArray[np.int64], class_names: Sequence[str]) -
 def confusion_difference(
     confusion: NDArray[np.int64], baseline: NDArray[np.int64], class_names: Sequence[str]
 ) -> go.Figure:
-    """Draw how much more often than the baseline each class was taken for each.
+    """Draw how much more often than the baseline each class was predicted as each.
 
     A cell whose interval leaves out zero has its number in it; `measures.confusion_differences`
     says which intervals these are.
@@ -141,7 +141,7 @@ def confusion_difference(
         "(%{customdata[1]:+.1f} to %{customdata[2]:+.1f})<extra></extra>",
     )
     found = [
-        f"{class_names[row['true']]} taken for {class_names[row['predicted']]} "
+        f"{class_names[row['true']]} predicted as {class_names[row['predicted']]} "
         f"{100 * row['difference']:+.1f} %"
         for row in cells[cells["is_different"]].to_dict("records")
     ]

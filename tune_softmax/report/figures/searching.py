@@ -120,7 +120,7 @@ def rung_counts(rungs: pd.DataFrame) -> go.Figure:
     Args:
         rungs: As `measures.rungs` returns it.
     """
-    figure = new_figure("What ASHA did at each rung", "rung", "trials that entered", height=300)
+    figure = new_figure("Trials at each rung of ASHA", "rung (epochs)", "trials", height=300)
     names = [f"epoch {rung}" for rung in rungs["rung"]]
     for column, name, color, pattern in (
         ("went_on", "went on", BLUE, ""),
