@@ -5,11 +5,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+# The lowest releases that pyproject.toml allows lie over the pinned ones. The pinned torchvision
+# does not import beside another torch, so what needs it is left out.
+LOWEST := $(CURDIR)/.lowest
+LOWEST_TESTS := $(addprefix tests/,cluster engine experiment run scheduler studies)
 # Files of tests: most of the time goes into starting Ray, a browser, a database.
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install search test test-all faults lint format bench clean
+.PHONY: help install search test plain lowest test-all faults lint format bench clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +31,19 @@ search: $(INSTALLED) ## Tune softmax regression on digits: 64 trials, no downloa
 
 test: $(INSTALLED) ## Run the tests, but for the slow ones
 	$(BIN)/pytest -m "not slow" $(TWO_AT_A_TIME)
+
+plain: $(INSTALLED) ## Run the tests that start Ray, in the plain way
+	TUNE_SOFTMAX_FAST_START=0 $(BIN)/pytest -m "ray and not slow" $(TWO_AT_A_TIME)
+
+lowest: $(LOWEST) ## Run the quick tests with the lowest releases allowed; Ray's in both ways
+	PYTHONPATH=$(LOWEST) $(BIN)/pytest -m "not slow" -k "not torchvision" $(TWO_AT_A_TIME) \
+		$(LOWEST_TESTS)
+	PYTHONPATH=$(LOWEST) TUNE_SOFTMAX_FAST_START=0 $(BIN)/pytest -m "ray and not slow" \
+		$(TWO_AT_A_TIME) $(LOWEST_TESTS)
+
+$(LOWEST): $(INSTALLED) lowest.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ --requirement lowest.txt
+	@touch $@
 
 test-all: $(INSTALLED) ## Run all tests, the slow ones too
 	$(BIN)/pytest $(TWO_AT_A_TIME)
@@ -47,4 +64,4 @@ bench: $(INSTALLED) ## Measure packs against one trial at a time and the bare pr
 	$(BIN)/tune-softmax bench packed
 
 clean: ## Remove what the other targets made, but no run
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

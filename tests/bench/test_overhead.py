@@ -92,10 +92,13 @@ def test_every_part_is_measured():
         assert [name for name in names if name.startswith(begin)], begin
     by_name = {row.name: row.seconds[0] for row in rows}
     assert all(seconds > 0 for seconds in by_name.values())
-    whole, *parts = (value for name, value in by_name.items() if name.startswith("search of 64"))
-    until, training_and_more, training, end = parts
-    assert until + training_and_more + end == pytest.approx(whole, abs=0.01)
-    assert training < training_and_more
+    for way in ("fast", "plain"):
+        assert by_name[f"Ray: start, {way}"]
+        begin = f"search of 64 on digits, {way} start"
+        whole, *parts = (value for name, value in by_name.items() if name.startswith(begin))
+        until, training_and_more, training, end = parts
+        assert until + training_and_more + end == pytest.approx(whole, abs=0.01)
+        assert training < training_and_more
     assert {row.name for row in rows if row.target_s} == {
         "tune-softmax --help",
         "tune-softmax validate",

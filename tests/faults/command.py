@@ -1,5 +1,6 @@
 """Our command line under faults: start it, find what it has started, kill it, read its end."""
 
+import fcntl
 import json
 import os
 import secrets
@@ -31,7 +32,6 @@ SUITE_MARK = os.environ.setdefault(MARK, secrets.token_hex(8))
 # The machine may be busy, and its processes stopped for minutes while others measure.
 START_TIMEOUT_S = 400.0
 END_TIMEOUT_S = 600.0
-_STARTED = set()
 
 
 def variables(faults):
@@ -60,15 +60,13 @@ def start(*arguments, log, faults=None, environment=None, prefix=()):
     if faults:
         whole |= variables(faults)
     with Path(log).open("a") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*prefix, PROGRAM, *map(str, arguments)],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
             env=whole,
         )
-    _STARTED.add(process.pid)
-    return process
 
 
 def processes(title=b"", mark=SUITE_MARK):
@@ -118,10 +116,18 @@ def await_true(condition, what, timeout_s=START_TIMEOUT_S, every_s=0.05):
 
 
 def left_folders():
-    """Return the temporary folders of our searches whose process is gone."""
-    folders = Path(tempfile.gettempdir()).glob("tune-softmax-[0-9]*-*")
-    owned = ((int(folder.name.split("-")[2]), folder) for folder in folders)
-    return [folder for pid, folder in owned if pid in _STARTED and not alive(pid)]
+    """Return the temporary folders of searches that are gone: nobody holds their locks."""
+    folders = Path(tempfile.gettempdir()).glob("tune-softmax-*")
+    return [folder for folder in folders if (folder / "ray").is_dir() and not _is_locked(folder)]
+
+
+def _is_locked(folder):
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @dataclass

@@ -7,6 +7,7 @@ in this one.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from tune_softmax.bench.histories import (
 )
 from tune_softmax.bench.processes import Child, ending_on_sigterm, our_command
 from tune_softmax.bench.task import NUM_WORKERS
+from tune_softmax.cluster.fast_start import SWITCH
 from tune_softmax.errors import ClusterError, ExperimentError
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
@@ -93,10 +95,13 @@ def bench_overhead(
         groups: Mapping[str, Callable[[int], Mapping[str, float]]] = {
             "commands": lambda _: _time_commands(folder, num_trials),
             "imports": lambda _: {f"import {name}": _time_import(name) for name in IMPORTS},
-            "Ray": lambda _: _probe(folder),
+            "Ray": lambda _: _probe(folder, fast=True) | _probe(folder, fast=False),
             "the ledger": lambda repeat: _time_ledger(folder / f"ledger-{repeat}.db"),
             "the sampler": lambda _: _time_sampler(num_trials),
-            "a search": lambda repeat: _time_search(experiment, folder / f"run-{repeat}"),
+            "a search": lambda repeat: (
+                _time_search(experiment, folder / f"fast-{repeat}", fast=True)
+                | _time_search(experiment, folder / f"plain-{repeat}", fast=False)
+            ),
         }
         measured: dict[str, list[float]] = {}
         for repeat in range(repeats):
@@ -126,9 +131,11 @@ def _time_commands(folder: Path, num_trials: int) -> dict[str, float]:
     }
 
 
-def _time_command(command: Sequence[str]) -> float:
+def _time_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own
+    subprocess.run(  # noqa: S603 - our own
+        command, check=True, stdout=subprocess.DEVNULL, env=os.environ | dict(environment or {})
+    )
     return time.perf_counter() - started
 
 
@@ -143,10 +150,17 @@ def _printed(command: Sequence[str]) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def _probe(folder: Path) -> dict[str, float]:
+def _way(*, fast: bool) -> tuple[str, dict[str, str]]:
+    """Return what a way to start Ray is called, and the variable that chooses it."""
+    return "fast" if fast else "plain", {SWITCH: "1" if fast else "0"}
+
+
+def _probe(folder: Path, *, fast: bool) -> dict[str, float]:
     """Return what Ray takes, from a process of its own."""
     log = folder / "probe.txt"
-    with Child([sys.executable, "-m", "tune_softmax.bench.probes"], log) as child:
+    name, environment = _way(fast=fast)
+    command = [sys.executable, "-m", "tune_softmax.bench.probes"]
+    with Child(command, log, environment=environment) as child:
         code = child.process.wait()
         if code:
             raise ClusterError(
@@ -154,7 +168,7 @@ def _probe(folder: Path) -> dict[str, float]:
                 f"{child.last_words()}"
             )
         parts: dict[str, float] = json.loads(child.last_words())
-    return parts
+    return {f"{part}, {name}": seconds for part, seconds in parts.items()}
 
 
 def _time_ledger(path: Path) -> dict[str, float]:
@@ -189,15 +203,16 @@ def _time_sampler(num_trials: int) -> dict[str, float]:
     return parts
 
 
-def _time_search(experiment: Path, run: Path) -> dict[str, float]:
+def _time_search(experiment: Path, run: Path, *, fast: bool) -> dict[str, float]:
     """Return where the time of a whole small search went, by the events in its ledger."""
+    way, environment = _way(fast=fast)
     typed = time.time()
-    _time_command(our_command("search", str(experiment), "--run-dir", str(run)))
+    _time_command(our_command("search", str(experiment), "--run-dir", str(run)), environment)
     ended = time.time()
     with closing(Ledger.open(RunFolder(run).ledger)) as ledger:
         at = {kind: datetime.fromisoformat(when).timestamp() for when, kind, _ in ledger.events()}
         trained = sum(metrics.seconds for _, _, metrics in ledger.epochs()) / NUM_WORKERS
-    name = f"search of {NUM_SEARCHED} on digits"
+    name = f"search of {NUM_SEARCHED} on digits, {way} start"
     return {
         f"{name}, in all": ended - typed,
         f"{name}: until it may train": at["started"] - typed,
