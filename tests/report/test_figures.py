@@ -223,7 +223,7 @@ def test_the_path_has_the_trials_beside_it(run):
     drawn = [part for part in figure.data if part.name in {"complete", "beyond"}]
     marks = {int(d[0]): x for part in drawn for d, x in zip(part.customdata, part.x, strict=True)}
     assert marks == pytest.approx(complete.to_dict())
-    assert "least, 0.3500, at weight decay 0.001" in text_of(figure)
+    assert "lowest validation loss is 0.3500, at weight decay 0.001" in text_of(figure)
 
 
 def test_trials_off_the_path_are_left_out(run):

@@ -28,7 +28,7 @@ def test_a_search_is_said_in_five_sentences(inputs):
     best = inputs.search.best()
     assert "the lowest validation loss" in asked
     assert "on digits. The tpe sampler proposes 40 trials from seed 0" in asked
-    assert "batch size, num epochs, learning rate" in asked
+    assert "batch size, epochs, learning rate" in asked
     whole = measures.completed(inputs.search.trials)
     assert f"Trial {best.number} is the best of {len(whole)} complete trials" in found
     assert f"validation loss {best.value:.4f}" in found

@@ -22,7 +22,7 @@ def test_a_run_is_gathered(run):
     assert inputs.environment == ENVIRONMENT
     ((at, purpose),) = inputs.openings
     assert at.startswith("20")
-    assert json.loads(purpose) == {"command": "train", "trial": 7}
+    assert purpose == "train, trial 7"
     optional = (inputs.path, inputs.confirmation, inputs.remedies, inputs.evaluation)
     assert optional == (None, None, None, None)
 

@@ -1,1 +1,1 @@
-"""The commands of the command line, one module a topic; `cli.py` puts them together."""
+"""The commands of the command line, a module for each topic; `cli.py` registers them."""

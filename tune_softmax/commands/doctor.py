@@ -1,4 +1,4 @@
-"""What `doctor` says: whether this machine has what a search needs."""
+"""`doctor`: whether this machine has what a search needs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def examine(data_dir: Path | None) -> list[str]:
 def _engine() -> str:
     kernels = cpu_kernels.find()
     if kernels is None:
-        return "torch's operations, for no kernels were compiled; install again with a C compiler"
-    return f"our own kernels, built for level {kernels.level}"
+        return (
+            "torch's operations, because no kernels were compiled; install again with a C compiler"
+        )
+    return f"compiled kernels for CPU level {kernels.level}"
 
 
 def _bfloat16() -> str:
@@ -55,7 +57,7 @@ def _bfloat16() -> str:
     fast = ["the processor"] if has_fast_bfloat16(torch.device("cpu")) else []
     fast += [f"GPU {gpu.index}" for gpu in gpus if has_fast_bfloat16(gpu)]
     if not fast:
-        return "no fast products, for there is neither AMX nor such a GPU; keep to float32"
+        return "no fast products here (no AMX, no such GPU); use float32"
     return f"fast products on {', '.join(fast)}; model.precision bfloat16x2 uses them"
 
 

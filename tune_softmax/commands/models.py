@@ -1,4 +1,4 @@
-"""`train`: one configuration to a model, its weights and its test result."""
+"""`train`: train one configuration, test it and save it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command prints through: a terminal, a pipe or a file, in any encoding, or nothing."""
+"""Print to a terminal, a pipe, a file or a closed stream, in any encoding."""
 
 from __future__ import annotations
 

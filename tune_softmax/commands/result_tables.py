@@ -1,4 +1,4 @@
-"""What the command line prints of results: tables for people, and files for programs."""
+"""Tables and files of a run's results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def trial_table(results: Results, rows: pd.DataFrame, title: str) -> Table:
 
 
 def summary(results: Results) -> list[str]:
-    """Return how a search went and what to do next, line by line."""
+    """Return how a search went and what to do next, one line each."""
     states = {state: results.count(state) for state in State}
     complete, pruned, failed = (states[s] for s in (State.COMPLETE, State.PRUNED, State.FAIL))
     done = sum(count for state, count in states.items() if state.is_final)

@@ -1,4 +1,4 @@
-"""`search` and `resume`: from an experiment file to a run folder and a table."""
+"""`search` and `resume`: run a search and print its best trials."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["SyncOption", "TrackOption", "Tracker", "resume", "search"]
 
 
 class Tracker(StrEnum):
-    """What can follow a search."""
+    """The tools that can show a search while it runs."""
 
     OPTUNA = "optuna"
 
@@ -40,13 +40,15 @@ SyncOption = Annotated[
     typer.Option(
         "--sync-to",
         metavar="URL",
-        help="Copy the run to this address now and then, and at the end: s3://BUCKET/PATH, "
+        help="Copy the run to this address regularly and at the end: s3://BUCKET/PATH, "
         "gs://BUCKET/PATH or file:///PATH.",
     ),
 ]
 TrackOption = Annotated[
     Tracker | None,
-    typer.Option("--track", help="Keep an Optuna study of it up to date, for optuna-dashboard."),
+    typer.Option(
+        "--track", help="Keep an Optuna study of the search up to date, for optuna-dashboard."
+    ),
 ]
 
 
@@ -76,7 +78,7 @@ def search(
     warm_start: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="RUN", help="Another run, whose best trials are tried first."
+            "--from", metavar="RUN", help="Start from another run: try its best trials first."
         ),
     ] = None,
     ledger_url: Annotated[
@@ -127,11 +129,11 @@ def resume(
     address: AddressOption = None,
     data_dir: DataDirOption = None,
     num_trials: Annotated[
-        int | None, typer.Option(min=1, help="Go on to so many trials in all, more than before.")
+        int | None, typer.Option(min=1, help="The new total number of trials, more than before.")
     ] = None,
     time_budget_s: Annotated[
         float | None,
-        typer.Option(min=0, help="Go on to so many seconds in all, more than before."),
+        typer.Option(min=0, help="The new total time in seconds, more than before."),
     ] = None,
     sync_to: SyncOption = None,
     track: TrackOption = None,
@@ -172,7 +174,7 @@ def _background(sync_to: str | None, track: Tracker | None) -> BackgroundTasks:
 
 
 def _finish(found: Results, *, strict: bool) -> None:
-    """Print what a search found; exit with 3 for failed trials where that counts."""
+    """Print the results of a search; exit with code 3 if failed trials count."""
     from tune_softmax.commands import result_tables
     from tune_softmax.metrics import State
 

@@ -1,4 +1,4 @@
-"""What the command line prints of test results: a study of remedies, and a confirmation."""
+"""Tables and sentences about test results: a study of remedies, a confirmation."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def doses_table(arms: pd.DataFrame) -> Table:
 
 
 def remedy_lines(found: Remedies) -> list[str]:
-    """Return what is known after a study, and what is not, in plain sentences."""
+    """Return what a study has shown and what it has not, in sentences."""
     effects, arms = found.effects, found.arms
     num_seeds = arms["seed"].nunique()
     lines = []
@@ -106,7 +106,7 @@ def remedy_lines(found: Remedies) -> list[str]:
 
 
 def _combined_against_single(effects: pd.DataFrame) -> list[str]:
-    """Say whether the combination's interval overlaps the best single remedy's."""
+    """Compare the combination's interval with that of the best single remedy."""
     rows = effects.set_index("remedy")
     if "combined" not in rows.index or len(rows) == 1:
         return []
@@ -150,7 +150,7 @@ def confirmation_table(found: Confirmation) -> Table:
 
 
 def confirmation_lines(found: Confirmation) -> list[str]:
-    """Return what a confirmation says, and what it does not, in plain sentences."""
+    """Return what a confirmation has shown and what it has not, in sentences."""
     winners = found.winners
     names = winners.loc[winners["is_winner"], "trial"].tolist()
     if found.winner is None:

@@ -1,6 +1,6 @@
-"""A table on a terminal: in columns where it fits, else one row below the other.
+"""Tables that never cut a number: in columns where they fit, else with each row stacked.
 
-A number is never cut: at 60 columns `3.812e-07` would be shown as `3.8…`, which is another number.
+A terminal that is too narrow would show `3.812e-07` as `3.8…`, which is another number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Column:
     """One column.
 
     Attributes:
-        name: Its heading, a word a line.
+        name: Its heading, which wraps where it is wider than the cells.
         cells: Its text, row by row.
         is_text: Whether it holds words, which are aligned on the left, and not numbers.
     """
@@ -66,7 +66,7 @@ class Table:
         table = RichTable(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
         for column in self.columns:
             # As text, for brackets in a name are no markup.
-            heading = Text(column.name.replace(" ", "\n"))
+            heading = Text("\n".join(_wrapped(column)))
             justify = "left" if column.is_text else "right"
             table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for number, cells in enumerate(self._rows()):
@@ -89,3 +89,15 @@ class Table:
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         return zip(*(column.cells for column in self.columns), strict=True)
+
+
+def _wrapped(column: Column) -> list[str]:
+    """Return the heading's lines, no wider than the cells or its longest word."""
+    words = column.name.split()
+    width = max(map(len, [*column.cells, *words]), default=0)
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return lines

@@ -1,4 +1,4 @@
-"""`remedies`, `confirm` and `predict`: what the test set says, and the model that it judged."""
+"""`remedies`, `confirm` and `predict`: the commands that use the test set or its winner."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def predict(
 
 
 def resume(run: Path, address: str | None, data_dir: Path | None) -> None:
-    """Go on with a study of remedies or a confirmation, and print what it found."""
+    """Go on with a study of remedies or a confirmation, and print its results."""
     from tune_softmax.commands.display import Display
     from tune_softmax.run.folder import RunFolder
     from tune_softmax.studies import confirm as confirmation
@@ -127,7 +127,7 @@ def _show_remedies(found: Remedies) -> None:
 
 
 def _show_confirmation(found: Confirmation) -> None:
-    """Print how the confirmed trials do on the test set."""
+    """Print the test results of the confirmed trials."""
     from tune_softmax.commands import study_tables
 
     console().print(study_tables.confirmation_table(found), "")

@@ -1,1 +1,1 @@
-"""The report of a run: figures over dataframes, and the one page that shows them."""
+"""The report of a run: figures of its dataframes, and one page that shows them."""

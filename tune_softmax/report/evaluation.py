@@ -1,7 +1,7 @@
-"""Read `best/evaluation.json`: what the winner does on the test images.
+"""Read `best/evaluation.json`: the winner's results on the test images.
 
-The file may come from a stranger, so that nothing in it is taken on trust: shapes, types and
-pictures are checked before they reach a page.
+The file may come from a stranger, so shapes, types and pictures are checked before they reach a
+page.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WrongImage:
         png: The image, as base64 text of a PNG file.
         label: Its true class.
         predicted: The class that the winner predicts.
-        probability: How sure the winner is of that, in [0, 1].
+        probability: The winner's probability of that class, in [0, 1].
     """
 
     png: str
@@ -49,7 +49,7 @@ class WrongImage:
 
 @dataclass(frozen=True, slots=True)
 class WinnerEvaluation:
-    """What the winner does on the test images.
+    """The winner's results on the test images.
 
     Attributes:
         loss: Mean cross-entropy in nats.
@@ -57,7 +57,7 @@ class WinnerEvaluation:
         class_names: The C classes.
         confusion: Counts, int64, (C, C): rows are true classes, columns predicted ones.
         baseline_confusion: The same of the baseline, if it was evaluated.
-        wrong: The images it is most confidently wrong about, the surest first.
+        wrong: Its mistakes, the most confident first.
     """
 
     loss: float

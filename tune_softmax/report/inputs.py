@@ -1,6 +1,7 @@
-"""What a report is made from, and `gather`, which reads it from a run folder.
+"""The inputs of a report, and `gather`, which reads them from a run folder.
 
-Everything but the run itself is optional: the page says how to get what is missing.
+Only the run itself is required; for other missing inputs the page names the command that makes
+them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tune_softmax.oracle.cache import ForeignFileError, PathFile, frame
 from tune_softmax.report.evaluation import read_evaluation
 from tune_softmax.run import results
 from tune_softmax.run.ledger import Ledger
+from tune_softmax.stats.wording import and_list, words
 from tune_softmax.studies import confirm, remedies
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Inputs:
         experiment: What was asked.
         search: The search's results, if the run is one.
         environment: Versions, hardware, seeds, checksums, command.
-        openings: (UTC time, for what, as JSON) of each look at the test set.
+        openings: (UTC time, for what) of each look at the test set.
         path: The regularization path's points, one row a weight decay, if it is cached.
         confirmation: If the winners were confirmed.
         remedies: If remedies were studied.
@@ -64,7 +66,7 @@ class Inputs:
 
 
 def gather(run: Path) -> Inputs:
-    """Read what there is to report on.
+    """Read everything that a report of a run can use.
 
     Args:
         run: The run folder.
@@ -83,7 +85,7 @@ def gather(run: Path) -> Inputs:
         search=None if is_study else found,
         environment=_environment(found.folder.environment),
         openings=tuple(
-            (str(at), json.dumps(detail)) for at, kind, detail in events if kind == "test_opened"
+            (str(at), _purpose(detail)) for at, kind, detail in events if kind == "test_opened"
         ),
         path=_path(found, meta.get("dataset_checksum", "")),
         confirmation=None if is_study else confirm.load(run),
@@ -93,9 +95,9 @@ def gather(run: Path) -> Inputs:
 
 
 def _path(found: Results, checksum: str) -> pd.DataFrame | None:
-    """Return what the oracle's cache knows of a run's images.
+    """Return the oracle's cached points for a run's images.
 
-    A cache that cannot be read is as good as none: the oracle says why, and makes it anew.
+    A cache that cannot be read counts as none; `oracle` reports why and computes it again.
     """
     try:
         found.experiment.check_convex()
@@ -103,6 +105,16 @@ def _path(found: Results, checksum: str) -> pd.DataFrame | None:
     except (ExperimentError, StorageError, ForeignFileError):
         return None
     return frame(points) if points else None
+
+
+def _purpose(detail: Mapping[str, Any]) -> str:
+    """Return what the test set was opened for: "confirm, trials 5 and 7, seeds 10"."""
+    others = {name: value for name, value in detail.items() if name != "command"}
+    parts = [
+        f"{words(name)} {and_list(value) if isinstance(value, list) else value}"
+        for name, value in others.items()
+    ]
+    return ", ".join([str(detail.get("command", "unknown")), *parts])
 
 
 def _environment(path: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The report as Markdown with PNG pictures beside it, for a pull request."""
+"""The report as Markdown with PNG pictures, for a pull request."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>#!|~&])")
 
 
 def save_markdown(inputs: Inputs, sections: Sequence[Section], path: Path) -> None:
-    """Write the report's text and tables, and its main figures as pictures beside it.
+    """Write the report's text, tables and main figures; the figures are separate PNG files.
 
     Args:
         inputs: What the report is made from.
         sections: What it says.
-        path: The file to write; pictures are called after it, `report-gap.png`.
+        path: The file to write; its pictures are named after it, `report-gap.png`.
 
     Raises:
         StorageError: It cannot be written.

@@ -1,4 +1,4 @@
-"""The numbers that the report's text, tables and figures share, from a run's dataframes."""
+"""Compute what the report's text, tables and figures share from a run's dataframes."""
 
 from __future__ import annotations
 
@@ -45,11 +45,10 @@ def gaps(trials: pd.DataFrame) -> pd.Series[float]:
 
 
 def baseline(trials: pd.DataFrame, winner: int) -> int | None:
-    """Return the trial to hold the winner against: the one that fits the training images closest.
+    """Return the trial that the winner is compared with: the one with the lowest training loss.
 
-    That is the complete trial with the lowest training loss after its last epoch, the winner
-    aside: what weak regularization and long training come to, whichever hyperparameters a
-    search has for them.
+    Only complete trials other than the winner count, after their last epoch. Weak regularization
+    and long training lead to such a trial, whichever hyperparameters a search has for them.
 
     Args:
         trials: Every trial of the run.
@@ -66,16 +65,16 @@ def baseline(trials: pd.DataFrame, winner: int) -> int | None:
 
 
 def comparable(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials whose optimum the regularization path knows.
+    """Return the trials that the regularization path is about.
 
-    They have L2 alone, no hidden layer, and the training images as they are.
+    They have no L1, no hidden layer and no augmentation.
     """
     others = ["l1", "hidden_units", "augmentation"]
     return trials[(trials[others] == 0).all(axis=1)]
 
 
 def regret(trials: pd.DataFrame, path: pd.DataFrame) -> float | None:
-    """Return how far a search stays above what is known to be reachable, in nats.
+    """Return how far the best loss of a search is above the best on the path, in nats.
 
     Args:
         trials: Every trial of the run.
@@ -130,7 +129,7 @@ def rungs(trials: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What a search cost, and what ASHA spared it.
+    """What a search cost, and what ASHA saved.
 
     Attributes:
         epochs_trained: Epochs, over all trials.
@@ -146,7 +145,7 @@ class Spending:
 
 
 def spending(trials: pd.DataFrame) -> Spending:
-    """Return what the trials cost, and what stopping the poor ones spared."""
+    """Return what the trials cost, and what stopping the poor ones saved."""
     table = rungs(trials)
     return Spending(
         epochs_trained=int(trials["epochs_trained"].sum()),

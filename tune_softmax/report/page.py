@@ -1,8 +1,8 @@
 """The page: one HTML file that needs no network, made of sections.
 
-Plotly's code and all data stand in the page compressed, so that ten thousand trials fit. The page
-forbids its browser every connection and every script but the two that it names by their hashes;
-whatever a run folder holds reaches it as escaped text or as data.
+Plotly's code and all data are in the page, compressed, so that ten thousand trials fit. The page's
+security policy forbids every connection and every script but the two that it names by their
+hashes; everything from a run folder reaches it as escaped text or as data.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PRINTED = {"number", "state", "last_validation_loss", "last_validation_accuracy"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report that is made up and can be written down.
+    """A composed report.
 
     Attributes:
         title: Its first heading.
@@ -85,7 +85,7 @@ class Page:
 
 
 def compose(inputs: Inputs) -> Page:
-    """Make up the page.
+    """Compose the page.
 
     Args:
         inputs: What the report is made from.

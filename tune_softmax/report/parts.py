@@ -1,4 +1,4 @@
-"""What a section of the report is made of; the page's template draws each kind of part."""
+"""The parts of a section; the page's template draws each kind."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to type, and why."""
+    """A command to type, and what it is for."""
 
     text: str
     line: str

@@ -111,7 +111,7 @@ def _reproduction(inputs: Inputs) -> Section:
     if isinstance(command, list) and command:
         line = shlex.join(["tune-softmax", *map(str, command[1:])])
         parts.append(Command("The run was made with this command:", line))
-    rows = [(words(name), str(value)) for name, value in environment.items()]
+    rows = [_fact(name, value) for name, value in environment.items()]
     if isinstance(packages, dict):
         rows += [(str(name), str(version)) for name, version in packages.items()]
     parts.append(Facts(rows) if rows else Paragraph("The run folder has no environment.json."))
@@ -132,6 +132,12 @@ def _opened(inputs: Inputs) -> Part:
     count = len(inputs.openings)
     times = "once" if count == 1 else f"{count} times"
     return Table(f"The test set was opened {times}", ("at (UTC)", "for"), inputs.openings)
+
+
+def _fact(name: str, value: object) -> tuple[str, str]:
+    if name == "memory_bytes" and isinstance(value, int):
+        return "memory", f"{value / 2**30:.1f} GiB"
+    return words(name), str(value)
 
 
 def _value(value: object) -> str:

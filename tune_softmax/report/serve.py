@@ -1,4 +1,4 @@
-"""Serve a run's report on this machine alone, anew whenever the run has changed."""
+"""Serve a run's report on this machine only, and update it when the run changes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Live:
 
 
 def stamp(folder: Path) -> frozenset[tuple[str, int, int]]:
-    """Return what tells whether a run has changed: its files' names, times and sizes.
+    """Return the names, times and sizes of a run's files; they differ when the run has changed.
 
     The report's own files and those that say who writes are left out, and empty ones, which
     SQLite makes beside a ledger to read it.

@@ -1,4 +1,4 @@
-"""The report's main figures as PNG files, for a page that cannot run scripts."""
+"""The report's main figures as PNG files, for pages without scripts."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def save_path(path: Path, points: pd.DataFrame, trials: pd.DataFrame) -> None:
     for split, color in (("train", BLUE), ("validation", VERMILION)):
         name = f"optimum, {split.replace('train', 'training')} loss"
         axes.plot(points["weight_decay"], points[f"{split}_loss"], color=color, label=name)
-    beside = completed(comparable(trials))
+    shown = completed(comparable(trials))
     axes.plot(
-        beside["weight_decay"], beside["last_validation_loss"], ".", color=GREY, label="trials"
+        shown["weight_decay"], shown["last_validation_loss"], ".", color=GREY, label="trials"
     )
-    top = max(points["validation_loss"].max(), beside["last_validation_loss"].quantile(0.8))
+    top = max(points["validation_loss"].max(), shown["last_validation_loss"].quantile(0.8))
     axes.set(xscale="log", ylim=(None, 1.02 * top))
     _finish(axes, "", "weight decay", LOSS)
     save(figure, path)

@@ -1,7 +1,7 @@
-"""Colours of the report, light and dark, and the Plotly templates made of them.
+"""The report's colours, light and dark, and the Plotly templates made of them.
 
-Marks keep one colour in both modes: Okabe and Ito's, which colour-blind readers tell apart, and
-of those only such as have a contrast of at least 3 to 1 against both backgrounds.
+Marks have the same colour in both modes. The colours are Okabe and Ito's, which colour-blind
+readers can tell apart; only those with a contrast of at least 3 to 1 to both backgrounds are used.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _luminance(color: str) -> float:
 
 
 def template(mode: Literal["light", "dark"] = "light") -> dict[str, Any]:
-    """Return a Plotly template: everything of a figure's looks that is not data.
+    """Return a Plotly template: how a figure looks, apart from its data.
 
     Args:
         mode: Which palette.

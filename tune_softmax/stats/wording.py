@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 __all__ = ["and_list", "count", "interval_text", "words"]
 
-_NAMES = {"l1": "L1", "l2": "L2"}
+_NAMES = {"l1": "L1", "l2": "L2", "num_epochs": "epochs", "num_cpus": "CPUs"}
 
 
 def interval_text(low: float, high: float, form: str = ".4f") -> str:

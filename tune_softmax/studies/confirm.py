@@ -1,8 +1,8 @@
-"""Confirm a search: its best trials by validation, trained again over fresh seeds and tested.
+"""Confirm a search: train its best trials again with new seeds, and test them.
 
-They train on training and validation images together, for by then nothing is left to choose.
-What they do on the test set is in the run's folder `confirm/`, a run of its own; the best of them
-by the search's validation that no other is shown to beat goes to `best/`.
+The trials train on training and validation images together, because nothing is left to choose.
+Their test results are in the run's folder `confirm/`, which is a run itself. The winner goes to
+`best/`: of the trials that no other is shown to beat, the best by the search's validation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DEFAULT_SEEDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What the best trials of a search do on the test set.
+    """The test results of a search's best trials.
 
     Attributes:
         folder: The search's.
@@ -82,7 +82,7 @@ class Confirmation:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Which trials are confirmed with how many seeds; the trials' numbers follow from it.
+    """Which trials are confirmed, and with how many seeds.
 
     Attributes:
         top: How many trials were asked for.
@@ -112,7 +112,7 @@ class _Plan:
         return json.dumps(content)
 
     def grown(self, trials: list[int], top: int, num_seeds: int) -> _Plan:
-        """Return the plan with more trials or seeds; what is there keeps its numbers."""
+        """Return the plan with more trials or seeds; those already in it keep their numbers."""
         wanted = dict.fromkeys([*(trial for trial, _ in self.pairs), *trials])
         pairs = {
             **dict.fromkeys(self.pairs),
@@ -132,8 +132,8 @@ def confirm(
 ) -> Confirmation:
     """Train a search's best trials again over seeds, and evaluate them on the test set.
 
-    What was confirmed before is not trained again: an interrupted confirmation goes on, a
-    finished one is returned, and one of more trials or seeds adds to it.
+    No trial is trained twice: an interrupted confirmation goes on, a finished one is returned,
+    and more trials or seeds are added to it.
 
     Args:
         run: The search's run folder.
@@ -166,13 +166,13 @@ def confirm(
 
 
 def load(run: Path | str) -> Confirmation | None:
-    """Read what the confirmation of a search found.
+    """Read the confirmation of a search.
 
     Args:
         run: The search's run folder.
 
     Returns:
-        What it found, or None where there was none, or it has trials left.
+        The confirmation; None if there is none or it is not finished.
 
     Raises:
         ResultsError: There is no run at that path.
@@ -233,7 +233,7 @@ def _recorded(found: Results) -> _Plan | None:
 
 
 def _wanted(found: Results, before: _Plan | None, top: int | None, num_seeds: int | None) -> _Plan:
-    """Return what is to be confirmed, which is never less than before."""
+    """Return which trials and seeds to confirm, those confirmed before among them."""
     place = found.folder.path
     if found.experiment.remedies is not None:
         raise ResultsError(
@@ -300,5 +300,5 @@ def _train(  # noqa: PLR0917 - each is what it says
 
 
 def _seed(found: Results, index: int) -> int:
-    """Return one of the confirmation's seeds, apart from the one that the search chose with."""
+    """Return one of the confirmation's seeds; none is the search's own."""
     return derive_seed(found.experiment.search.seed, "confirm", index)

@@ -1,4 +1,4 @@
-"""The confirmed winner of a search as a model that is ready, and what it takes pictures for."""
+"""Classify pictures with the confirmed winner of a search, and load it as a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L")  # how PIL calls 16 bits a pixel
 
 
 class Classifier(nn.Module):
-    """A trained model with what its inputs and outputs are.
+    """A trained model that knows its image shape and its classes.
 
     Attributes:
         class_names: The C outputs.
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a picture is taken for.
+    """How a picture is classified.
 
     Attributes:
         path: The file.
@@ -103,7 +103,7 @@ def load_model(run: Path | str) -> Classifier:
 
 
 def predict(run: Path | str, paths: Sequence[Path]) -> list[Prediction]:
-    """Return what the confirmed winner of a search takes pictures for.
+    """Classify pictures with the confirmed winner of a search.
 
     Pictures become grey, and are resized where they have not the model's shape. Light and dark
     are taken as they are: most datasets show a light object on a dark ground.

@@ -1,7 +1,7 @@
-"""The study of remedies against overfitting: run it, and read what it found.
+"""The study of remedies against overfitting: run it, and read its results.
 
-Every remedy, and all that help together, against a long-trained baseline without any, at an equal
-tuning budget and over seeds. Strengths are chosen on the validation set alone.
+Every remedy, and all that help together, is compared with a baseline that trains long without
+any, over seeds and at an equal tuning budget. The validation set alone chooses the strengths.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ORDER = ["remedy", "strength", "strength_label", "seed"]
 
 @dataclass(frozen=True, slots=True)
 class Remedies:
-    """What a study of remedies found.
+    """The results of a study of remedies.
 
     Attributes:
         folder: Where it is.
@@ -247,7 +247,7 @@ def _arms(
 
 
 def _row(arm: Arm, seed: int, curve: list[EpochMetrics], test: FinalTest | None) -> dict[str, Any]:
-    """Return what one trial was measured at, NaN where it failed."""
+    """Return one trial's measurements, NaN where it failed."""
     row: dict[str, Any] = {
         "remedy": arm.remedy,
         "strength": arm.strength,
@@ -290,7 +290,7 @@ def _baseline_epochs(plan: RemedyPlan, curves: Mapping[int, list[EpochMetrics]])
 
 
 def _failures(arms: pd.DataFrame) -> list[str]:
-    """Say at how many seeds each arm failed, of those that did."""
+    """Return for each arm that failed at how many seeds it did."""
     failed = Counter(
         f"{row['remedy']} {row['strength_label']}".strip()
         for row in arms[arms["test_loss"].isna()].to_dict("records")

@@ -1,7 +1,8 @@
-"""The trials of a study of remedies: what each number means follows from the experiment alone.
+"""The trials of a study of remedies, by number.
 
-Phase one is the baseline and every strength of every remedy, over seeds. Phase two combines the
-remedies that helped on the validation set, and follows from what phase one has recorded.
+Phase one is the baseline and every strength of every remedy, over seeds; it follows from the
+experiment. Phase two combines the remedies that lower the validation loss; it follows from the
+results of phase one.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ class Arm:
 class RemedyPlan:
     """The agenda of a study of remedies.
 
-    Within a seed all arms begin with the same initial weights (those that their widths share) and
-    see the same images; the images of a smaller fraction are among those of a larger. The most
-    expensive trials come first, so that no worker idles at the end.
+    Within a seed all arms start from the same initial weights (if their widths are equal) and see
+    the same images; those of a smaller fraction are among those of a larger one. The most
+    expensive trials come first, so that no worker is idle at the end.
 
     Args:
         experiment: What is asked; it has a section `remedies`.
@@ -99,7 +100,7 @@ class RemedyPlan:
         return self._list.ask(count, curves)
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
-        """Hear a trial's validation losses; once phase one is known, plan phase two."""
+        """Take a trial's validation losses; when phase one is complete, plan phase two."""
         loss = math.inf
         if state is State.COMPLETE:
             patience = self._trials[number][0].patience
@@ -109,7 +110,7 @@ class RemedyPlan:
             self._combine()
 
     def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
-        """Stand where a ledger is."""
+        """Take the trials of a ledger, so that the plan goes on after them."""
         recorded = list(trials)
         for trial in recorded:
             if trial.state.is_final:
@@ -186,7 +187,7 @@ def _share(fraction: float) -> str:
 
 
 def _left_out(experiment: Experiment) -> Iterator[str]:
-    """Yield which remedies are not compared, and why."""
+    """Yield the remedies that are not compared, with the reason."""
     options, base = experiment.check_remedies(), experiment.single_config()
     fraction = experiment.dataset.train_fraction
     listed = {
@@ -196,7 +197,7 @@ def _left_out(experiment: Experiment) -> Iterator[str]:
     }
     reasons = {}
     if not base.hidden_units:
-        reasons["smaller_model"] = "the base is softmax regression, and there is none smaller"
+        reasons["smaller_model"] = "the base is softmax regression, and there is no smaller model"
     if fraction == 1:
         reasons["more_data"] = "the base trains on all training images"
     for name, strengths in listed.items():
@@ -205,10 +206,11 @@ def _left_out(experiment: Experiment) -> Iterator[str]:
 
 
 def _combinations(chosen: Sequence[Arm], base: Arm, count: int) -> list[Arm]:
-    """Return all chosen remedies together, their penalties and augmentation at several scales.
+    """Return the combinations of all chosen remedies, their penalties at several scales.
 
-    Together each needs to do less, so that the scales are 1, 1/2, 1/4, and so on. Patience, width
-    and data have none: they stay as chosen. Scales that change nothing are left out.
+    Each needs to do less when they act together, so the scales are 1, 1/2, 1/4 and so on. They
+    apply to weight decay, L1 and augmentation; patience, width and data stay as chosen. Scales
+    that change nothing are left out.
     """
     arms: dict[tuple[Config, float, int], Arm] = {}
     for halvings in range(count):

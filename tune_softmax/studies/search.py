@@ -1,7 +1,7 @@
-"""Search and resume: from an experiment to a run folder with its results.
+"""`search` and `resume`: from an experiment to a run folder with its results.
 
-Ray takes seconds to start, so what it does not need, pandas and SQLAlchemy above all, is imported
-once it has begun to.
+Ray takes seconds to start. What it does not need, such as pandas and SQLAlchemy, is imported
+meanwhile.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def resume(
     background: BackgroundTasks = NO_TASKS,
     observe: Callable[[Snapshot], None] = lambda _snapshot: None,
 ) -> Results:
-    """Run what is left of a search, or more than it was asked for.
+    """Run the trials that a search has left, or more than it was asked for.
 
-    Finished, stopped and failed trials stay as they are; the others run again under their own
-    numbers, then the sampler goes on as if nothing had happened.
+    Complete, stopped and failed trials stay as they are. The others run again under their own
+    numbers; then the sampler goes on as an uninterrupted search would.
 
     Args:
         run: The run folder.

@@ -1,4 +1,4 @@
-"""Save a search's confirmed winner: its model, what it does on the test set, and where it errs."""
+"""Save a search's confirmed winner: its model, its test results and its worst mistakes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
     The model is the confirmation's own of that seed: the same seed, weights, order and precision
     (but tf32 becomes float32 where there is no GPU). Beside it
     trains the same configuration without weight decay, L1 and augmentation, where it has any of
-    them: the baseline that the winner's confusion matrix is held against.
+    them: the baseline with which the winner's confusion matrix is compared.
 
     Args:
         found: The search.
@@ -112,7 +112,7 @@ def _evaluation(
 
 @torch.no_grad()
 def _wrong(model: nn.Sequential, test: Split, tensors: TensorData) -> list[dict[str, object]]:
-    """Return the test images that the model is surest and wrong about, the surest first."""
+    """Return the test images on which the model is wrong, the most confident mistakes first."""
     images = to_images(test, tensors.device)
     inputs = scale(images.pixels, tensors.pixel_max).view(-1, *tensors.image_shape)
     probability, predicted = (part.cpu() for part in model(inputs).softmax(1).max(1))

@@ -1,7 +1,7 @@
-"""Every figure of the report, as a function from dataframes to a Plotly figure.
+"""Every figure of the report: functions from dataframes to Plotly figures.
 
-Each figure has a title, and says in `figure.layout.meta["description"]` what it shows, in words
-with numbers, for readers who cannot see it.
+Each figure has a title, and a description in `figure.layout.meta["description"]` for readers who
+cannot see it.
 """
 
 from tune_softmax.report.figures.base import robust_range

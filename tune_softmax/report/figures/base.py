@@ -1,4 +1,4 @@
-"""What all figures share: an empty one in the report's looks, axes, and marks for trials."""
+"""What all figures share: an empty figure in the report's style, axes, marks for trials."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def new_figure(title: str, x_title: str, y_title: str, *, height: int = HEIGHT) 
 
 
 def describe(figure: go.Figure, text: str) -> go.Figure:
-    """Give a figure the text that stands for it where it cannot be seen, and return it."""
+    """Give a figure its text for readers who cannot see it, and return it."""
     figure.update_layout(meta={"description": text})
     return figure
 
@@ -73,7 +73,7 @@ def spec_of(figure: go.Figure) -> dict[str, Any]:
 
 
 def axis_of(values: Sequence[float] | pd.Series[Any]) -> tuple[list[float], dict[str, Any]]:
-    """Return where values stand on an axis that suits them, and that axis.
+    """Return the positions of values on an axis that suits them, and that axis.
 
     Values over a factor of 5 and more get a logarithmic axis. It has no zero, so that zeros
     stand a decade below the least positive value, at a tick that says 0.
@@ -97,7 +97,7 @@ def axis_of(values: Sequence[float] | pd.Series[Any]) -> tuple[list[float], dict
 
 
 def robust_range(values: Sequence[float] | pd.Series[Any]) -> list[float]:
-    """Return limits for an axis that far outliers do not squeeze.
+    """Return limits for an axis that ignore far outliers.
 
     What is further than three times the distance between the 5th and the 95th percentile from
     either of them lies outside.

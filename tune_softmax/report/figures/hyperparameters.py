@@ -1,4 +1,4 @@
-"""Optuna's own figures of hyperparameters, from a study rebuilt from the dataframes.
+"""Optuna's figures of hyperparameters, from a study rebuilt from the dataframes.
 
 Stopped trials are in it as PRUNED with their intermediate values, failed ones as FAIL, so that
 Optuna judges by complete trials alone.
@@ -232,7 +232,7 @@ def _between(one: str, other: str, share: float) -> str:
 def _in_our_looks(
     spec: dict[str, Any], title: str, description: str, height: int = HEIGHT
 ) -> go.Figure:
-    """Return Optuna's figure with our template; its own is dropped first, for merging is slow."""
+    """Return Optuna's figure with our template; its own is dropped first, as merging is slow."""
     import plotly.graph_objects as go
 
     layout = {

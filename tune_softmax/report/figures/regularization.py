@@ -1,4 +1,4 @@
-"""Figures of regularization: the convex path with trials on it, remedies, and their doses."""
+"""Figures of regularization: the convex path with trials, remedies and their strengths."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tune_softmax.report.figures.base import (
 )
 from tune_softmax.report.measures import comparable, completed
 from tune_softmax.report.theme import BLUE, GREEN, GREY, PURPLE, SHADE, VERMILION
+from tune_softmax.stats.wording import words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dose_response", "regularization_path", "remedy_effects"]
 
-_VERDICTS = {  # by the sign of what is certain: marks differ in shape, not in colour alone
+_VERDICTS = {  # marks differ in shape too, not in colour alone
     "helps": {"color": GREEN, "symbol": "circle"},
     "hurts": {"color": PURPLE, "symbol": "square"},
     "no difference seen": {"color": GREY, "symbol": "circle-open"},
@@ -33,7 +34,7 @@ _VERDICTS = {  # by the sign of what is certain: marks differ in shape, not in c
 def regularization_path(
     path: pd.DataFrame, trials: pd.DataFrame | None = None, *, winner: int | None = None
 ) -> go.Figure:
-    """Draw the losses of the convex optimum against weight decay, and the trials beside them.
+    """Draw the losses of the convex optimum against weight decay, and the trials with them.
 
     Args:
         path: One row a weight decay: `weight_decay`, `train_loss`, `validation_loss` at the
@@ -77,12 +78,12 @@ def regularization_path(
     figure.update_yaxes(range=[limits[0] - margin, limits[1] + margin])
     best = path.sort_values("validation_loss").iloc[0]
     text = (
-        f"Regularization path of {len(path)} weight decays: the optimum's validation loss is "
-        f"least, {best['validation_loss']:.4f}, at weight decay {best['weight_decay']:.3g}."
+        f"Regularization path of {len(path)} weight decays: the lowest validation loss is "
+        f"{best['validation_loss']:.4f}, at weight decay {best['weight_decay']:.3g}."
     )
     if shown is not None and len(shown):
         least = shown["last_validation_loss"].min()
-        text += f" Of {len(shown)} complete trials beside it the least is {least:.4f}."
+        text += f" The lowest loss of {len(shown)} complete trials is {least:.4f}."
     return describe(figure, text)
 
 
@@ -124,7 +125,7 @@ def remedy_effects(effects: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
     figure.update_xaxes(zeroline=True, zerolinewidth=2)
     parts = [
-        f"{row['remedy'].replace('_', ' ')} {row['difference']:+.4f} ({row['low']:+.4f} to "
+        f"{words(row['remedy'])} {row['difference']:+.4f} ({row['low']:+.4f} to "
         f"{row['high']:+.4f}), {row['verdict']}"
         for row in effects.to_dict("records")
     ]
@@ -133,7 +134,7 @@ def remedy_effects(effects: pd.DataFrame) -> go.Figure:
 
 def _remedy_name(remedy: str, label: str) -> str:
     """Return a remedy with its strength, in the little HTML that Plotly's text knows."""
-    name = escape(str(remedy).replace("_", " "), quote=False)
+    name = escape(words(remedy), quote=False)
     return f"{name}<br>{escape(str(label), quote=False)}" if label else name
 
 
@@ -146,24 +147,27 @@ def dose_response(arms: pd.DataFrame, remedy: str) -> go.Figure:
         remedy: Which one.
     """
     doses = arms[arms["remedy"] == remedy].sort_values("strength")
-    words = remedy.replace("_", " ")
+    name = words(remedy)
     figure = new_figure(
-        f"Dose and response: {words}", "strength", "mean cross-entropy in nats", height=300
+        f"Losses against the strength: {name}",
+        "strength",
+        "mean cross-entropy in nats",
+        height=300,
     )
     x, axis = axis_of(doses["strength"])
     doses = doses.assign(place=x)
     for split, color, symbol in (("train", BLUE, "circle"), ("validation", VERMILION, "square")):
         column = f"{split}_loss"
         mean = doses.groupby("place")[column].mean()
-        name = split.replace("train", "training")
+        shown = split.replace("train", "training")
         figure.add_scatter(
             x=mean.index.to_numpy(),
             y=mean.to_numpy(),
             mode="lines+markers",
-            name=f"{name}, mean over seeds",
+            name=f"{shown}, mean over seeds",
             line={"color": color, "width": 2},
             marker={"symbol": symbol, "size": 6},
-            hovertemplate=f"{name} %{{y:.4f}}<extra></extra>",
+            hovertemplate=f"{shown} %{{y:.4f}}<extra></extra>",
         )
         figure.add_scatter(
             x=doses["place"].to_numpy(),
@@ -174,7 +178,7 @@ def dose_response(arms: pd.DataFrame, remedy: str) -> go.Figure:
             hoverinfo="skip",
         )
     means = doses.groupby("strength")["validation_loss"].mean()
-    text = f"Validation loss against the strength of {words}, means over seeds: " + "; ".join(
+    text = f"Validation loss against the strength of {name}, means over seeds: " + "; ".join(
         f"{strength:.4g}: {loss:.4f}" for strength, loss in means.items()
     )
     base = arms.loc[arms["remedy"] == "baseline", "validation_loss"].mean()

@@ -1,4 +1,4 @@
-"""Figures of a search: the best value so far, the regret, and ASHA's rungs."""
+"""Figures of a search: best value so far, regret, ASHA's rungs."""
 
 from __future__ import annotations
 
