@@ -806,3 +806,39 @@ def test_rungs_are_epochs_that_grow_by_the_reduction_factor(asha, bracket, rungs
 def test_a_rung_is_where_it_is_in_exact_numbers():
     """100 times 1.1 is 110, although floating point makes it a little more."""
     assert Asha(grace_period=100, reduction_factor=1.1).rungs(120) == [100, 110]
+
+
+@pytest.mark.parametrize(
+    ("factor", "most"), [(2, 52), (3, 33), (4, 26), (5, 22), (7, 18), (10, 15)]
+)
+def test_a_power_of_the_factor_is_a_rung_of_its_own(factor, most):
+    """Trials of 1,000 epochs are compared after 1,000, though log(1000) / log(10) is below 3."""
+    for power in range(most + 1):
+        rungs = [factor**k for k in range(power + 1)]
+        assert Asha(reduction_factor=factor).rungs(factor**power) == rungs
+        assert Asha(reduction_factor=factor).rungs(factor**power, power) == rungs[-1:]
+        if power > 1:
+            assert Asha(reduction_factor=factor).rungs(factor**power - 1) == rungs[:-1]
+
+
+def test_there_may_be_as_many_brackets_as_rungs():
+    """Four brackets fit 1,000 epochs at a factor of 10, and a fifth does not."""
+    asha = {"search.asha.reduction_factor": "10", "space.num_epochs": "1000"}
+    parse(render(asha | {"search.asha.brackets": "4"}))
+    assert "must be <= 4, since" in refusal(render(asha | {"search.asha.brackets": "5"}))
+
+
+@pytest.mark.parametrize("factor", ["1e300", "1.7976931348623157e308"])
+def test_a_huge_factor_leaves_one_rung(factor):
+    """Powers beyond what a float holds are not computed."""
+    asha = read(search__asha=f"{{reduction_factor: {factor}, grace_period: 9}}").search.asha
+    assert asha.rungs(30) == [9]
+
+
+@given(st.floats(1, 2, exclude_min=True))
+def test_a_factor_near_one_is_judged_at_once(factor):
+    """However many rungs it would give, the answer takes no time."""
+    try:
+        read(search__asha=f"{{reduction_factor: {factor!r}}}")
+    except ExperimentError as error:
+        assert "must give at most 1,000 rungs" in str(error)  # noqa: PT017

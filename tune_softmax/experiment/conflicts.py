@@ -49,14 +49,16 @@ def _asha_conflicts(asha: Asha, epochs: int) -> Iterator[tuple[KeyPath, str]]:
         text = f"must be <= the most epochs of the space, {epochs}, got {asha.grace_period}"
         yield ("search", "asha", "grace_period"), text
         return
-    # Bracket s = 0, 1, ... has int(rungs - s) rungs, some perhaps at one and the same epoch.
-    rungs = math.log(epochs / asha.grace_period) / math.log(asha.reduction_factor) + 1
-    if rungs > _MAX_RUNGS:
-        text = f"must give at most {_MAX_RUNGS:,} rungs, got {int(rungs):,}; make it larger"
+    estimate = math.log(epochs / asha.grace_period) / math.log(asha.reduction_factor) + 1
+    if estimate > _MAX_RUNGS:
+        text = f"must give at most {_MAX_RUNGS:,} rungs, got {int(estimate):,}; make it larger"
         yield ("search", "asha", "reduction_factor"), text
-    elif int(rungs - asha.brackets + 1) < 1:
+        return
+    # Each bracket begins one rung later; some rungs may round up to one and the same epoch.
+    rungs = sum(1 for _ in asha.exact_rungs(epochs))
+    if asha.brackets > rungs:
         text = (
-            f"must be <= {int(rungs)}, since a later bracket has no rung between grace_period "
+            f"must be <= {rungs}, since a later bracket has no rung between grace_period "
             f"{asha.grace_period} and {epochs} epochs, got {asha.brackets}"
         )
         yield ("search", "asha", "brackets"), text

@@ -1,7 +1,9 @@
 """The sections of an experiment file, each with its keys, their defaults and what they allow."""
 
+import itertools
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -110,11 +112,16 @@ class Asha(Frozen):
 
         Rung k is at the first epoch from grace_period * reduction_factor ** (bracket + k) on.
         """
-        lowest = self.grace_period * self.reduction_factor**bracket
-        count = int(math.log(max_epochs / lowest) / math.log(self.reduction_factor) + 1)
-        exact = (lowest * self.reduction_factor**k for k in range(count))
-        # 100 * 1.1 is a little more than 110 in floating point.
-        return list(dict.fromkeys(math.ceil(round(epochs, 9)) for epochs in exact))
+        return list(dict.fromkeys(map(math.ceil, self.exact_rungs(max_epochs, bracket))))
+
+    def exact_rungs(self, max_epochs: int, bracket: int = 0) -> Iterator[float]:
+        """Yield a bracket's rungs before they are rounded up to epochs, ascending."""
+        for power in itertools.count(bracket):
+            # 100 * 1.1 is a little more than 110 in floating point.
+            rung = round(self.grace_period * self.reduction_factor**power, 9)
+            if rung > max_epochs:
+                return
+            yield rung
 
 
 def _read_asha(value: object) -> object:
