@@ -1,5 +1,6 @@
 """The study: what Optuna is asked and told, and that a replay stands where the study stood."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -320,3 +321,53 @@ def test_a_good_sampler_learns():
         last = study.ask(20, {}).values()
         distances[sampler] = sum(abs(math.log10(c.learning_rate) + 1) for c in last) / 20
     assert distances["tpe"] < 0.6 * distances["random"]
+
+
+EXTREMES = {
+    "uniform": [
+        [0, 1e-307],
+        [0.3, 0.3000000004],
+        [1e-300, 1e300],
+        [1e38, 1e39],
+        [5e-324, 1.7976931348623157e308],
+    ],
+    "log_uniform": [
+        [0.3, 0.3000000004],
+        [5e-324, 1e300],
+        [1e-45, 1e-44],
+        [0.5, 1.7976931348623157e308],
+    ],
+    "int": [
+        [1, 2],
+        [1, 2**53],
+        [2**53 - 1, 2**53],
+        {"low": 1, "high": 2**53, "log": True},
+        {"low": 1, "high": 2**53, "step": 2**53 - 1},
+        {"low": 0, "high": 2**53, "step": 3},
+    ],
+}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
+@pytest.mark.parametrize(
+    ("kind", "ends"), [(kind, ends) for kind, listed in EXTREMES.items() for ends in listed]
+)
+def test_extreme_domains_are_searched(sampler, kind, ends):
+    """What the experiment allows, no sampler leaves, warns of or fails on."""
+    name = "hidden_units" if kind == "int" else "weight_decay"
+    space = {"batch_size": 16, "num_epochs": 2, "learning_rate": {"log_uniform": [1e-3, 1]}}
+    experiment = parse(
+        json.dumps(
+            {
+                "dataset": {"name": "digits"},
+                "space": {**space, name: {kind: ends}},
+                "search": {"sampler": sampler, "num_trials": 40, "asha": "none"},
+            }
+        )
+    )
+    study = Study(experiment.space, experiment.search)
+    for _ in range(5):
+        for number, config in study.ask(8, {}).items():
+            value = getattr(config, name)
+            assert experiment.space.contains(name, value)
+            study.tell(number, State.COMPLETE, [float(value)] * 2)

@@ -1,4 +1,4 @@
-"""What contradicts what between a space and how it is searched."""
+"""Contradictions between a search space and how it is searched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import ExperimentError
-from tune_softmax.experiment.space import Choice
+from tune_softmax.experiment.space import Choice, IntRange
 from tune_softmax.experiment.yaml_reader import shown
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["search_conflicts"]
 
 _MAX_RUNGS = 1_000
+_MAX_GP = 1_000_000  # integers, of which Optuna's GP makes several arrays
 
 
 def search_conflicts(
@@ -72,6 +73,14 @@ def _sampler_conflicts(
             space.check_grid()
         except ExperimentError as error:
             yield ("search", "sampler"), str(error)
+    if sampler == "gp":
+        for name, domain in space.searched.items():
+            if name not in unread and isinstance(domain, IntRange) and domain.size > _MAX_GP:
+                text = (
+                    f"gp lists every integer of a range: at most {_MAX_GP:,}, got "
+                    f"{domain.size:,} for {name}; take tpe, or a larger step"
+                )
+                yield ("search", "sampler"), text
     if sampler == "cmaes" and unread.isdisjoint(HYPERPARAMETERS):
         numeric = [name for name, d in space.searched.items() if not isinstance(d, Choice)]
         if len(numeric) < 2:  # noqa: PLR2004 - CMA-ES adapts a covariance

@@ -6,6 +6,7 @@ Reads the YAML forms, says what is wrong with one, and answers what a space hold
 
 import itertools
 import math
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, get_type_hints
@@ -41,6 +42,8 @@ Value = int | float | str
 """One value of one hyperparameter."""
 
 _MAX_GRID = 1_000_000  # configurations; Optuna's grid sampler holds them all
+_MAX_INTEGER = 2**53  # samplers compute in float64
+_LEAST_DISTANCE = 1e-9  # between a domain's ends, as a part of the higher; samplers divide by it
 
 
 class Choice(Frozen):
@@ -150,6 +153,13 @@ _KINDS = {
 }
 
 
+def _too_near(kind: str, low: float, high: float) -> str:
+    return (
+        f"{kind}: low and high must differ by at least {_LEAST_DISTANCE:g} of high, got "
+        f"{low!r} and {high!r}; write one of them alone"
+    )
+
+
 class HyperparameterReader:
     """How one hyperparameter is read: a constant of its type, or a domain of such values."""
 
@@ -212,6 +222,8 @@ class HyperparameterReader:
         if kind == "int":
             return self._int_range(body)
         low, high = self._ends(kind, body)
+        if high - low < max(_LEAST_DISTANCE * high, sys.float_info.min):
+            raise ValueError(_too_near(kind, low, high))
         if kind == "uniform":
             return Uniform(low=low, high=high)
         if low <= 0:
@@ -250,8 +262,15 @@ class HyperparameterReader:
                 f"int: log must be true or false, got {shown(log)}"
             )
         low, high = self._ends("int", [given.get(key) for key in keys[:2]] if given else body)
+        if high > _MAX_INTEGER:
+            raise ValueError(
+                f"int: high must be <= {_MAX_INTEGER} (2**53), beyond which samplers cannot tell "
+                f"integers apart, got {high}"
+            )
         if log and low < 1:
             raise ValueError(f"int: low must be >= 1 where log is true, got {low}")
+        if log and high - low < _LEAST_DISTANCE * high:
+            raise ValueError(_too_near("int", low, high))
         if log and step > 1:
             raise ValueError(f"int: step must be 1 where log is true, got {step}")
         if step > high - low:

@@ -13,6 +13,7 @@ import random
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -116,7 +117,9 @@ class Study:
             fixed = self._fixed(number)
             if fixed is not None:
                 view.enqueue_trial(fixed)
-            asked = view.ask(self._distributions)
+            # In a range of 2**50 integers and more, TPE's densities of single ones vanish.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                asked = view.ask(self._distributions)
             self._trials.append(self._running(asked.params))
             configs[number] = self._space.config(asked.params)
         return configs
