@@ -38,21 +38,29 @@ __all__ = [
 ]
 
 
-def command(verb: str, *arguments: object) -> str:
-    """Return a command for a person to type or paste, quoted for a POSIX shell.
+def command(*words: object, program: str = "tune-softmax") -> str:
+    """Return a command for a person to type or paste, quoted for a shell.
 
     Args:
-        verb: Which command of `tune-softmax`.
-        arguments: Its arguments. A `Path` that begins with a dash is written so that it is not
-            taken for an option.
+        words: The verb and its arguments. A `Path` that begins with a dash is written so that it
+            is not taken for an option.
+        program: What to run.
     """
-    words = [
-        f"./{argument}"
-        if isinstance(argument, Path) and str(argument).startswith("-")
-        else str(argument)
-        for argument in arguments
-    ]
-    return shlex.join(["tune-softmax", verb, *words])
+    return " ".join([program, *map(_quoted, words)])
+
+
+def _quoted(word: object) -> str:
+    text = f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    # As in Bash and Zsh: $'...' with what no terminal shows, or no encoding has, as escapes.
+    escaped = (
+        char
+        if char.isprintable() and char not in "\\'"
+        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+        for char in text
+    )
+    return f"$'{''.join(escaped)}'"
 
 
 class TuneSoftmaxError(Exception):

@@ -15,14 +15,17 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from run_folders import EXPERIMENT
 
 from tune_softmax.config import Config
 from tune_softmax.errors import DamagedRunError, ResultsError, RunInUseError, StorageError
+from tune_softmax.experiment.experiment import parse
 from tune_softmax.metrics import EpochMetrics, Report, State
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.postgresql import ServerLocation
 from tune_softmax.run.results import load
+from tune_softmax.studies.search import search
 
 CONFIG = Config(batch_size=64, num_epochs=5, learning_rate=0.1)
 
@@ -417,3 +420,25 @@ def done(folder):
     trials = load(folder).trials
     trials = trials[trials["state"].isin([State.COMPLETE, State.PRUNED])]
     return {row.number: (row.pack, row.attempts) for row in trials.itertuples()}
+
+
+@pytest.mark.parametrize("value", ["", "7"])
+def test_a_timeout_of_the_drivers_own_variable_counts(location, monkeypatch, value):
+    """An empty one is none, as for every variable of the driver."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", value)
+    Ledger.check_reachable(location)
+
+
+def test_a_timeout_that_is_no_number_is_named(location, monkeypatch):
+    """The driver says which variable it is, and the command ends with exit code 4."""
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "soon")
+    with pytest.raises(StorageError, match=r"cannot be reached .*connect_timeout.*soon"):
+        Ledger.check_reachable(location)
+
+
+def test_an_empty_address_is_not_taken_for_none(tmp_path):
+    """As from a shell's unset variable: a team's run must not go to a file instead."""
+    asked = parse(EXPERIMENT, "small.yaml")
+    with pytest.raises(ResultsError, match="the ledger's URL must be postgresql://"):
+        search(asked, run_dir=tmp_path / "run", ledger_url="")
+    assert not (tmp_path / "run").exists()

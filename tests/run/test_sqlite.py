@@ -1,5 +1,6 @@
 """The ledger in a SQLite file: what is lost or altered is recovered or named, never ignored."""
 
+import functools
 import itertools
 import os
 import random
@@ -294,8 +295,37 @@ def test_a_text_that_is_no_text_is_damage(ledger, path):
     ledger.close()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE trials SET config = CAST(x'ff' AS TEXT)")
-    with pytest.raises(DamagedRunError, match="Could not decode to UTF-8"):
+    with pytest.raises(DamagedRunError, match="a row is damaged, its text cannot be decoded"):
         read_whole(path)
+
+
+def test_a_message_holds_no_bytes_of_a_damaged_row(ledger, path):
+    """They might be anything, also what a terminal obeys."""
+    write(ledger)
+    ledger.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE events SET detail = CAST(x'ff1b5b324a736563726574' AS TEXT)")
+    with closing(Ledger.open(path)) as reader, pytest.raises(DamagedRunError) as caught:
+        reader.events()
+    assert str(caught.value).isprintable()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_lock_of_another_process_is_waited_for_and_named(ledger, path, monkeypatch):
+    """It is no reason to make room; the advice is to wait."""
+    ledger.close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(connect, timeout=0.1))
+    with closing(connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageError) as caught:
+            read_whole(path)
+    assert caught.value.exit_code == 4
+    assert str(caught.value) == (
+        f"{path}: another process has the file locked; wait until it has ended, or stop it, then "
+        "repeat the command"
+    )
+    read_whole(path)
 
 
 # Damage

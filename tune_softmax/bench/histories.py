@@ -38,7 +38,8 @@ def write_run(path: Path, num_trials: int) -> None:
     folder = RunFolder(path)
     folder.create()
     folder.experiment.write_text(experiment.to_yaml(), encoding="utf-8")
-    ledger = Ledger.create(folder.ledger, {"dataset_checksum": "none"})
+    meta = {"dataset_checksum": "none", "experiment": experiment.to_yaml()}
+    ledger = Ledger.create(folder.ledger, meta)
     draw = Random(0)  # noqa: S311 - no secret
     with closing(ledger):
         for first in range(0, num_trials, PACK_SIZE):

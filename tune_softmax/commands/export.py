@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tune_softmax.commands.options import RunArgument
 from tune_softmax.commands.output import say
+from tune_softmax.errors import command
 
 __all__ = ["Form", "export"]
 
@@ -42,14 +41,8 @@ def export(
 
     assert to is Form.OPTUNA, "there is one form"
     folder = RunFolder(run)
-    path = optuna_file.default_path(folder)
-    if output is not None:
-        scheme, _, rest = output.rpartition("://")
-        if scheme not in {"", "sqlite"} or (scheme and not rest.startswith("/")):
-            raise typer.BadParameter(
-                f"--output {output}: must be a file or sqlite:///FILE, for a study is one file"
-            )
-        path = Path(rest.removeprefix("/") if scheme else rest)
+    path = optuna_file.default_path(folder) if output is None else optuna_file.path_of(output)
     num_trials = optuna_file.export(folder, path)
     url = optuna_file.url_of(path)
-    say(f"{num_trials:,} trials in {path}; see them with: optuna-dashboard {shlex.quote(url)}")
+    shown = command(url, program="optuna-dashboard")
+    say(f"{num_trials:,} trials in {path}; see them with: {shown}")

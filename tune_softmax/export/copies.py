@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
+from tune_softmax.errors import DamagedRunError, ResultsError, StorageError, command
 from tune_softmax.export.copy_list import (
     CopiedFile,
     Copy,
@@ -114,7 +114,8 @@ def put(folder: RunFolder, store: Store) -> Copy:
         paths = {ledger_file(folder).name: ledger, **_other_files(folder)}
         copied = (_put_file(store, name, file, path) for file, path in paths.items())
         files = tuple(file for file in copied if file is not None)
-    run = folder.path.absolute().name
+    # A store's names and lists are UTF-8, paths need not be.
+    run = folder.path.absolute().name.encode("utf-8", "backslashreplace").decode()
     copy = Copy(folder=name, at=now, run=run, run_started=started, files=files)
     kept = (copy, *before[: NUM_KEPT - 1])
     write_list(store, CopyList(copies=kept))
@@ -169,8 +170,8 @@ def _listed(store: Store) -> CopyList:
     kept = read_list(store)
     if kept is None or not kept.copies:
         raise ResultsError(
-            f"{store.url}: no copy of a run there; make one with `tune-softmax copy RUN "
-            f"{store.url}`, or correct the address"
+            f"{store.url}: no copy of a run there; make one with "
+            f"`{command('copy', 'RUN', store.url)}`, or correct the address"
         )
     return kept
 
@@ -264,10 +265,20 @@ def _other_files(folder: RunFolder) -> dict[str, Path]:
             below = path.relative_to(folder.path)
             if path.is_symlink() or not path.is_file() or LEFT_OUT.match(name):
                 continue
+            _check_utf8(path)
             is_ledgers = name == ledger or name.startswith(f"{ledger}-") or name.endswith(".part")
             if not (is_ledgers and below.parent == Path()):
                 found[str(PurePosixPath(below))] = path
     return found
+
+
+def _check_utf8(path: Path) -> None:
+    try:
+        str(path.name).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ResultsError(
+            f"{path}: cannot be copied, because its name is not UTF-8; rename it, or remove it"
+        ) from error
 
 
 def _put_file(store: Store, folder: str, name: str, path: Path) -> CopiedFile | None:

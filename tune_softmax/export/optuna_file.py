@@ -10,7 +10,9 @@ import json
 import sqlite3
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy as sa
@@ -24,13 +26,12 @@ from tune_softmax.scheduler.study import distribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tune_softmax.metrics import EpochMetrics
     from tune_softmax.run.folder import RunFolder
     from tune_softmax.run.records import TrialRecord
 
-__all__ = ["StudyFile", "default_path", "export", "url_of"]
+__all__ = ["StudyFile", "default_path", "export", "path_of", "url_of"]
 
 SCHEMA = "v3.2.0.a"
 OWNER = "tune_softmax_run"  # the study's attribute that says from which run it was made
@@ -42,8 +43,45 @@ def default_path(folder: RunFolder) -> Path:
 
 
 def url_of(path: Path) -> str:
-    """Return how Optuna names a study's file."""
-    return f"sqlite:///{path}"
+    """Return how Optuna names a study's file.
+
+    Raises:
+        ResultsError: No URL names it, because its path is not UTF-8.
+    """
+    if _as_utf8(str(path)) != str(path):
+        raise ResultsError(
+            f"{path}: Optuna cannot open a study there, for the path is not UTF-8; name another "
+            "file: --output FILE"
+        )
+    url = sa.URL.create("sqlite", database=str(path)).render_as_string()
+    if sa.make_url(url).database == str(path):
+        return url
+    # SQLAlchemy below 2.1 encodes and decodes nothing, but hands on what SQLite decodes itself.
+    return f"sqlite:///file:{quote(str(path))}?uri=true"
+
+
+def _as_utf8(text: str) -> str:
+    """Return a path's text with bytes that are not UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def path_of(output: str) -> Path:
+    """Return the file that a user names, as a path or as sqlite:///FILE.
+
+    Raises:
+        ResultsError: It is another URL, for a study is one file.
+    """
+    if "://" not in output:
+        return Path(output)
+    try:
+        url = sa.make_url(output)
+    except (sa.exc.ArgumentError, ValueError):
+        url = sa.URL.create("")
+    if url.drivername != "sqlite" or not url.database or url.host:
+        raise ResultsError(
+            f"--output {output}: must be a file or sqlite:///FILE, for a study is one file"
+        )
+    return Path(url.database)
 
 
 def export(folder: RunFolder, path: Path) -> int:
@@ -136,6 +174,7 @@ def _owner(path: Path) -> str | None:
 
 
 def _make(folder: RunFolder, run: RunContents, path: Path) -> None:
+    url_of(path)  # what no URL names would be of no use
     with _translating(path), files.replacing(path) as draft:
         _make_empty(folder, run, draft)
         _Rows(draft).write(run)
@@ -168,7 +207,7 @@ def _make_empty(folder: RunFolder, run: RunContents, path: Path) -> None:
         )
     search = run.experiment.search
     study = optuna.create_study(
-        study_name=folder.path.absolute().name,
+        study_name=_as_utf8(folder.path.absolute().name),
         storage=storage,
         direction="minimize" if search.mode == "min" else "maximize",
     )

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tune_softmax.errors import TuneSoftmaxError
+from tune_softmax.errors import TuneSoftmaxError, command
 from tune_softmax.export.optuna_file import StudyFile, default_path, url_of
 
 if TYPE_CHECKING:
@@ -78,11 +78,13 @@ class _Tracker:
         """Return a line that says where the study is, or what failed."""
         if self._is_complete:
             url = url_of(self._path)
-            return f"Optuna study in {self._path}; see it with: optuna-dashboard {url}"
+            opens = command(url, program="optuna-dashboard")
+            return f"Optuna study in {self._path}; see it with: {opens}"
         reason = self._failure or "the search ended too early"
         return (
             f"the Optuna study in {self._path} is not complete: {reason}; the run itself is "
-            f"whole, make the study with: tune-softmax export {self._folder.path} --to optuna"
+            f"whole, make the study with: "
+            f"{command('export', self._folder.path, '--to', 'optuna')}"
         )
 
     def _write(self) -> bool:

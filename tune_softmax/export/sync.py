@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from tune_softmax.errors import TuneSoftmaxError
+from tune_softmax.errors import TuneSoftmaxError, command
 from tune_softmax.export import copies
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class _Syncer:
         reason = self._failure or "the last copy was still under way"
         return (
             f"{state} at {place}: {reason}; the run itself is whole, copy it with: "
-            f"tune-softmax copy {run} {place}"
+            f"{command('copy', run, place)}"
         )
 
     def _backoff_s(self) -> float:

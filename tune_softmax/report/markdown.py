@@ -39,7 +39,9 @@ def save_markdown(inputs: Inputs, sections: Sequence[Section], path: Path) -> No
         lines = [f"# {_escaped(inputs.experiment.name)}", ""]
         for section in sections:
             lines += _lines(section, pictures.get(section.name))
-        files.write_atomically(path, "\n".join(lines).rstrip() + "\n")
+        text = "\n".join(lines).rstrip() + "\n"
+        # A path need not be UTF-8.
+        files.write_atomically(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror}); name another place by --output"

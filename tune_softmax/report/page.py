@@ -70,7 +70,7 @@ class Page:
         plotly, plotly_hash = _plotly()
         script = _file("page.js")
         environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(_file("page.html")).render(
+        page = environment.from_string(_file("page.html")).render(
             title=self.title,
             subtitle=self.subtitle,
             sections=self.sections,
@@ -82,6 +82,7 @@ class Page:
             plotly=plotly,
             payload=self.payload,
         )
+        return page.encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8
 
 
 def compose(inputs: Inputs) -> Page:

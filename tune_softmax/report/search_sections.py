@@ -91,7 +91,7 @@ def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
     except ExperimentError as error:
         return Section("path", heading, [Paragraph(f"This experiment has none: {error}.")])
     if inputs.path is None:
-        asked = inputs.command("oracle", str(inputs.folder / "experiment.yaml"))
+        asked = inputs.command("oracle", inputs.folder / "experiment.yaml")
         text = (
             "Softmax regression with weight decay alone is convex, so its optimum can be computed "
             "for every weight decay. To compute it and compare the search with it:"

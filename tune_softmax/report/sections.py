@@ -5,9 +5,9 @@ A section that has no data yet names the command that produces it.
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
+from tune_softmax.errors import command
 from tune_softmax.metrics import State
 from tune_softmax.report import findings, search_sections, test_sections
 from tune_softmax.report.parts import (
@@ -107,10 +107,9 @@ def _readable(trials: pd.DataFrame) -> pd.DataFrame:
 def _reproduction(inputs: Inputs) -> Section:
     parts: list[Part] = []
     environment = dict(inputs.environment)
-    command, packages = environment.pop("command", None), environment.pop("packages", None)
-    if isinstance(command, list) and command:
-        line = shlex.join(["tune-softmax", *map(str, command[1:])])
-        parts.append(Command("The run was made with this command:", line))
+    made_by, packages = environment.pop("command", None), environment.pop("packages", None)
+    if isinstance(made_by, list) and made_by:
+        parts.append(Command("The run was made with this command:", command(*made_by[1:])))
     rows = [_fact(name, value) for name, value in environment.items()]
     if isinstance(packages, dict):
         rows += [(str(name), str(version)) for name, version in packages.items()]

@@ -24,6 +24,7 @@ from tune_softmax.errors import (
     ResultsError,
     RunInUseError,
     StorageError,
+    command,
 )
 from tune_softmax.experiment import experiment as experiments
 
@@ -182,8 +183,9 @@ class RunFolder:
             raise StorageError(f"{self.path}: {there} {reason}; choose another --run-dir")
         if there == self.path and any(there.iterdir()):
             raise ResultsError(
-                f"{self.path}: the folder is not empty; go on with `tune-softmax resume "
-                f"{self.path}` if it is a run, or choose another --run-dir"
+                f"{self.path}: the folder is not empty; go on with "
+                f"`{command('resume', self.path)}` if it is a run, or choose another "
+                "--run-dir"
             )
 
     def create(self) -> None:

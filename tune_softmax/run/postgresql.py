@@ -166,7 +166,7 @@ class PostgresqlSchema:
             user=url.username,
             dbname=url.database,
             application_name=f"tune-softmax, process {os.getpid()} on {socket.gethostname()}"[:63],
-            connect_timeout=os.environ.get("PGCONNECT_TIMEOUT", "10"),  # seconds
+            connect_timeout=os.environ.get("PGCONNECT_TIMEOUT") or "10",  # seconds
             # A server that has vanished is noticed within about a minute.
             keepalives_idle=30,
             keepalives_interval=10,

@@ -16,16 +16,15 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from tune_softmax.errors import DamagedRunError, ResultsError, StorageError
+from tune_softmax.errors import DamagedRunError, ResultsError, StorageError, command
 from tune_softmax.run.commit_count import CommitCount, DamagedCount
 
 __all__ = ["SqliteFile"]
 
-# What SQLite says when the file is sound and the file system or another process is in the way.
+_LOCK_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+# What SQLite says when the file is sound and the file system is in the way.
 _STORAGE_CODES = {
     sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL,
@@ -170,7 +169,7 @@ class SqliteFile:
         return None
 
     def _accept(self, purpose: str) -> str:
-        return f"{purpose} after `tune-softmax check {self._path.parent} --accept-loss`"
+        return f"{purpose} after `{command('check', self._path.parent, '--accept-loss')}`"
 
     def _lacks_count(self) -> bool:
         """Say whether the file needs a write-ahead log and nothing counts the transactions.
@@ -267,12 +266,19 @@ class SqliteFile:
 
     def translated(self, error: Exception) -> ResultsError:
         """Return our error for one of SQLite's, or for its words that cannot be read."""
-        if isinstance(error, UnicodeDecodeError):
-            reason = f"{self._path}: SQLite cannot even say what is wrong"
-            return DamagedRunError(f"{reason}; restore the folder from a copy")
+        if _is_undecodable(error):  # the message would hold the row's bytes
+            return DamagedRunError(
+                f"{self._path}: a row is damaged, its text cannot be decoded; restore the folder "
+                "from a copy"
+            )
         error = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig else error
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
         # The low byte of an extended code is the plain one.
+        if code & 0xFF in _LOCK_CODES:
+            return StorageError(
+                f"{self._path}: another process has the file locked; wait until it has ended, or "
+                "stop it, then repeat the command"
+            )
         if code & 0xFF in _STORAGE_CODES and code not in _DAMAGE_CODES:
             return StorageError(
                 f"{self._path}: SQLite says '{error}'; make room or give write access, then "
@@ -281,3 +287,12 @@ class SqliteFile:
         return DamagedRunError(
             f"{self._path}: SQLite says '{error}'; restore the folder from a copy"
         )
+
+
+def _is_undecodable(error: Exception) -> bool:
+    """Say whether a row's text is not UTF-8."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    is_ours = isinstance(original, sqlite3.OperationalError)
+    return is_ours and str(original).startswith("Could not decode to UTF-8")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tune_softmax.data.seeding import derive_seed
-from tune_softmax.errors import DamagedRunError, ResultsError
+from tune_softmax.errors import DamagedRunError, ResultsError, command
 from tune_softmax.metrics import State
 from tune_softmax.run import results
 from tune_softmax.run.ledger import Ledger
@@ -190,7 +190,8 @@ def load(run: Path | str) -> Confirmation | None:
     if not tests:
         raise ResultsError(
             f"{found.folder.confirm.path}: every trial failed when it was trained again; see "
-            f"`tune-softmax results {found.folder.confirm.path} --format csv`, column error"
+            f"`{command('results', found.folder.confirm.path, '--format', 'csv')}`, "
+            "column error"
         )
     rows = [
         {
@@ -253,7 +254,7 @@ def _wanted(found: Results, before: _Plan | None, top: int | None, num_seeds: in
     complete = found.trials[found.trials["state"] == State.COMPLETE]
     if complete.empty:
         raise ResultsError(
-            f"{place}: no trial is complete yet; go on with `tune-softmax resume {place}`"
+            f"{place}: no trial is complete yet; go on with `{command('resume', place)}`"
         )
     trials = [int(number) for number in found.ranked(complete)["number"].head(plan.top)]
     known = before.pairs if before else ()

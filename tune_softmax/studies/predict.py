@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tune_softmax.engine.model import build_model
-from tune_softmax.errors import DamagedRunError, DataError, ResultsError
+from tune_softmax.errors import DamagedRunError, DataError, ResultsError, command
 from tune_softmax.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def load_model(run: Path | str) -> Classifier:
     best = RunFolder(Path(run)).best
     if not best.evaluation.exists():
         raise ResultsError(
-            f"{run}: has no confirmed winner yet; make one with: tune-softmax confirm {run}"
+            f"{run}: has no confirmed winner yet; make one with: {command('confirm', Path(run))}"
         )
     try:
         content = json.loads(best.configuration.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def load_model(run: Path | str) -> Classifier:
     except (OSError, ValueError, TypeError, KeyError, SafetensorError, RuntimeError) as error:
         raise DamagedRunError(
             f"{best.path}: cannot be read ({error}); restore it from a copy, or remove the folder "
-            f"and repeat `tune-softmax confirm {run}`"
+            f"and repeat `{command('confirm', Path(run))}`"
         ) from error
     return Classifier(layers, names, (height, width)).eval()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tune_softmax.errors import ExperimentError, ResultsError
+from tune_softmax.errors import ExperimentError, ResultsError, command
 from tune_softmax.experiment import experiment as experiments
 from tune_softmax.metrics import State
 from tune_softmax.run import results
@@ -154,8 +154,8 @@ def resume(
     experiment = results.load(folder.path).experiment
     if meta.get("kind") != KIND:
         raise ResultsError(
-            f"{folder.path}: is no study of remedies; `tune-softmax resume {folder.path}` goes on "
-            "with a search"
+            f"{folder.path}: is no study of remedies; `{command('resume', folder.path)}` "
+            "goes on with a search"
         )
     made = experiments.parse(meta["experiment"], str(folder.experiment))
     if made.remedies != experiment.remedies:

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_softmax.errors import ResultsError
+from tune_softmax.errors import ResultsError, command
 from tune_softmax.export.background import NO_TASKS, BackgroundTasks
 from tune_softmax.run.folder import SEARCH, RunFolder, free_folder
 from tune_softmax.scheduler.warm_start import Past, from_json, to_json, warmed
@@ -74,7 +74,7 @@ def search(
         experiment, history = warmed(experiment, _results(warm_start))
     folder = RunFolder(Path(run_dir) if run_dir else free_folder(experiment.name))
     folder.check_free()
-    server = _reachable(ledger_url, folder) if ledger_url else None
+    server = None if ledger_url is None else _reachable(ledger_url, folder)
     with (
         stopping.interruptible() as stop,
         session.prepared(experiment, address, data_dir, observe) as (dataset, cluster),
@@ -133,8 +133,8 @@ def resume(
     folder = RunFolder(Path(run))
     if folder.kind != SEARCH:
         raise ResultsError(
-            f"{folder.path}: is no search but of the kind {folder.kind}; `tune-softmax resume "
-            f"{folder.path}` knows how to go on with it"
+            f"{folder.path}: is no search but of the kind {folder.kind}; "
+            f"`{command('resume', folder.path)}` knows how to go on with it"
         )
     recorded = folder.read_experiment()
     experiment = _extended(folder, recorded, num_trials, time_budget_s)

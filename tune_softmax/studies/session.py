@@ -23,6 +23,7 @@ from tune_softmax.errors import (
     ExperimentError,
     ResultsError,
     SearchInterruptedError,
+    command,
 )
 from tune_softmax.experiment import experiment as experiments
 from tune_softmax.metrics import State
@@ -253,5 +254,5 @@ def run(
     if not (is_done or outcome.was_stopped):
         raise ClusterLostError(
             f"{folder.path}: Ray ended after {outcome.num_done} of {outcome.num_trials} trials; "
-            f"nothing done is lost, go on with `tune-softmax resume {folder.path}`"
+            f"nothing done is lost, go on with `{command('resume', folder.path)}`"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -11,7 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tune_softmax.errors import InterruptedEarlyError
+from tune_softmax.errors import InterruptedEarlyError, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +79,7 @@ class Stop:
             return
         sys.stderr.write(
             f"stopped by {number.name}: Ray did not answer within {LEAVE_TIMEOUT_S:g} s; what was "
-            f"recorded is kept; go on with: tune-softmax resume {shlex.quote(str(self._run))}\n"
+            f"recorded is kept; go on with: {command('resume', self._run)}\n"
         )
         sys.stderr.flush()
         os._exit(128 + number)
