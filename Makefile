@@ -13,7 +13,7 @@ LOWEST_TESTS := $(addprefix tests/,cluster engine experiment run scheduler studi
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install search test plain lowest test-all faults lint format bench clean
+.PHONY: help install search test plain lowest test-all faults lint format bench docs clean
 
 help: ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,15 @@ format: $(INSTALLED) ## Format the code
 
 bench: $(INSTALLED) ## Measure packs against one trial at a time and the bare products
 	$(BIN)/tune-softmax bench packed
+
+docs: $(VENV)/installed-docs ## Build the documentation in docs/_site; a broken link is an error
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_site
+	@echo docs/_site/index.html
+
+$(VENV)/installed-docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 clean: ## Remove what the other targets made, but no run
 	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

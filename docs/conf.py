@@ -1,0 +1,31 @@
+"""The documentation site: Markdown pages by MyST, the API from docstrings, Furo's theme."""
+
+from importlib.metadata import version as version_of
+
+project = "tune_softmax"
+author = "the tune_softmax authors"
+copyright = "the tune_softmax authors, MIT licence"
+release = version = version_of("tune-softmax")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_site"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4  # links to headings, as GitHub makes them
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True  # a default reads as it is written
+add_module_names = False
+python_maximum_signature_line_length = 80
+
+html_theme = "furo"
+html_title = "tune_softmax"
+html_static_path = []
+html_copy_source = False
+html_extra_path = ["experiment.schema.json"]
+html_theme_options = {
+    "light_css_variables": {"font-stack": "system-ui, sans-serif"},
+    "dark_css_variables": {"font-stack": "system-ui, sans-serif"},
+}
