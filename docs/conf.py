@@ -29,3 +29,14 @@ html_theme_options = {
     "light_css_variables": {"font-stack": "system-ui, sans-serif"},
     "dark_css_variables": {"font-stack": "system-ui, sans-serif"},
 }
+
+
+def _first_line_of_errors(_app, what, name, _object, _options, lines) -> None:  # noqa: ANN001
+    """Leave the tree of errors to the source: it is not reStructuredText."""
+    if (what, name) == ("module", "tune_softmax.errors"):
+        del lines[1:]
+
+
+def setup(app) -> None:  # noqa: ANN001
+    """Connect what changes docstrings on their way."""
+    app.connect("autodoc-process-docstring", _first_line_of_errors)

@@ -445,14 +445,25 @@ def exit_codes() -> dict[int, list[tuple[str, str]]]:
     }
     for name in errors.__all__:
         kind = getattr(errors, name)
-        text = (inspect.getdoc(kind) or "").split("\n")[0]
-        if kind is errors.SearchInterruptedError:
-            for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-                code = kind(number, Path("run"), 0, 1).exit_code
-                found[code] = [(name, f"Stopped by {number.name}; `resume` goes on.")]
-        else:
-            found.setdefault(kind.exit_code, []).append((name, text))
+        if not isinstance(kind, type):
+            continue
+        for code, text in _codes_of(kind):
+            found.setdefault(code, []).append((name, text))
     return dict(sorted(found.items()))
+
+
+def _codes_of(kind: Any) -> Iterable[tuple[int, str]]:
+    """Return an error's exit codes, each with its sentence; a signal's depends on the signal."""
+    text = (inspect.getdoc(kind) or "").split("\n")[0]
+    signals = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+    if kind is errors.SearchInterruptedError:
+        stopped = [kind(number, Path("run"), 0, 1) for number in signals]
+    elif kind is errors.InterruptedEarlyError:
+        stopped = [kind(number) for number in signals]
+    else:
+        return [(kind.exit_code, text)]
+    codes = [error.exit_code for error in stopped]
+    return [(code, f"{number.name}: {text}") for code, number in zip(codes, signals, strict=True)]
 
 
 def _exit_codes_page() -> str:
@@ -478,7 +489,7 @@ def _schema() -> str:
     return json.dumps(experiments.json_schema(), indent=2) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {
+PAGES: Mapping[str, Callable[[], str]] = {
     "reference/commands.md": _commands_page,
     "reference/experiment.md": _experiment_page,
     "reference/dataframes.md": _dataframes_page,
@@ -487,12 +498,12 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def stale() -> list[str]:
+def stale(folder: Path = DOCS, pages: Mapping[str, Callable[[], str]] = PAGES) -> list[str]:
     """Return the pages whose files are not what the code says."""
     return [
         name
-        for name, page in PAGES.items()
-        if not (DOCS / name).is_file() or (DOCS / name).read_text(encoding="utf-8") != page()
+        for name, page in pages.items()
+        if not (folder / name).is_file() or (folder / name).read_text(encoding="utf-8") != page()
     ]
 
 

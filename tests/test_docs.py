@@ -1,28 +1,47 @@
 """The documents: what they name exists, what exists is named, and their examples run."""
 
+import importlib.util
 import re
-import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import typer
-from test_package import ORDER
 from typer.testing import CliRunner
 
+from tune_softmax import errors
 from tune_softmax.cli import app
-from tune_softmax.commands.options import FAILED_TRIALS
 from tune_softmax.config import Config
-from tune_softmax.errors import SearchInterruptedError, TuneSoftmaxError
 from tune_softmax.experiment import experiment
 from tune_softmax.metrics import EpochMetrics, Report, State
-from tune_softmax.run import results
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted(
+    path for path in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")] if "_site" not in path.parts
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+MAX_README_LINES = 160
+
+
+def load_generator():
+    """Return `docs/generate.py` as a module."""
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+COMMANDS = generate.commands()
+
+
+def read(name):
+    """Return a document of the docs."""
+    return (DOCS / name).read_text(encoding="utf-8")
 
 
 def blocks(language, text=README):
@@ -30,21 +49,9 @@ def blocks(language, text=README):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def commands():
-    """Return every command of the command line that does something, by its words."""
-    found = {}
-    left = [((), typer.main.get_command(app))]
-    while left:
-        words, command = left.pop()
-        inner = getattr(command, "commands", None)
-        if inner is None:
-            found[words] = command
-        else:
-            left += [((*words, name), child) for name, child in inner.items()]
-    return found
-
-
-COMMANDS = commands()
+def prose(text):
+    """Return a document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def options_of(words):
@@ -56,24 +63,45 @@ def options_of(words):
 def command_in(line):
     """Return the words of the command that a line calls, and the long options given to it."""
     after = line.partition("tune-softmax ")[2].split("#")[0].split()
-    words = next(words for n in (2, 1) if (words := tuple(after[:n])) in COMMANDS)
+    words = next((words for n in (2, 1) if (words := tuple(after[:n])) in COMMANDS), None)
     return words, {word for word in after if word.startswith("--")}
 
 
 def run_lines():
-    """Return every line of the documents' shell blocks that calls us, and those in tables."""
+    """Return every line of the documents' shell blocks that calls us, and those in the text."""
     lines = []
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         lines += [line for block in blocks("sh", text) for line in block.splitlines()]
-        lines += re.findall(r"`(tune-softmax [^`]+)`", text)
-    return sorted({line for line in lines if re.match(r"tune-softmax [a-z]", line)})
+        lines += re.findall(r"`(tune-softmax [^`]+)`", prose(text))
+    return sorted({line for line in lines if re.match(r"(\w+=\S+ )?tune-softmax [a-z]", line)})
 
 
 def anchors(text):
     """Return the names by which a document's headings can be linked."""
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# --- The README ---------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short():
+    """A reader gets through it."""
+    assert len(README.splitlines()) <= MAX_README_LINES
+
+
+def test_the_readme_shows_one_picture():
+    """Its picture is there, and says what it shows."""
+    ((text, name),) = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
+    assert len(text) > 20
+    assert (ROOT / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readme_says_its_limits_before_the_first_command():
+    """Nobody installs 6 GB to learn that colour images are not taken."""
+    limits, start = README.index("**Limits.**"), README.index("make search")
+    assert limits < start
 
 
 # --- Links --------------------------------------------------------------------------------------
@@ -84,7 +112,7 @@ def relative_links():
     return [
         (document, target)
         for document in DOCUMENTS
-        for target in LINK.findall(document.read_text(encoding="utf-8"))
+        for target in LINK.findall(prose(document.read_text(encoding="utf-8")))
         if "://" not in target
     ]
 
@@ -92,8 +120,8 @@ def relative_links():
 def test_enough_documents_and_links_were_found():
     """The search for links finds them."""
     names = {document.name for document in DOCUMENTS}
-    assert names >= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "packs.md"}
-    assert len(relative_links()) >= 9
+    assert names >= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "packs.md", "commands.md"}
+    assert len(relative_links()) >= 100
 
 
 def test_every_relative_link_resolves():
@@ -106,25 +134,61 @@ def test_every_relative_link_resolves():
         if there and anchor:
             there = anchor in anchors(path.read_text(encoding="utf-8"))
         if not there:
-            missing.append(f"{document.name}: {target}")
+            missing.append(f"{document.relative_to(ROOT)}: {target}")
     assert missing == []
 
 
-@pytest.mark.parametrize("name", ["learning_curves.png", "weights.png"])
-def test_the_pictures_are_there(name):
-    """The README shows two pictures of a real result, and every picture says what it shows."""
-    assert f"](docs/images/{name})" in README
-    assert (ROOT / "docs" / "images" / name).read_bytes().startswith(b"\x89PNG")
-    assert "![](" not in README
+def test_every_page_is_in_the_contents():
+    """The site's contents list every page of the docs, each once."""
+    listed = [line for block in blocks(r"\{toctree\}", read("index.md")) for line in block.split()]
+    listed = [entry for entry in listed if "/" in entry]
+    pages = [
+        str(path.relative_to(DOCS).with_suffix("")) for path in DOCUMENTS if DOCS in path.parents
+    ]
+    assert sorted([*listed, "index"]) == sorted(pages)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_no_figure_is_left_open(document):
-    """Every cell that waits for a measurement has been filled in."""
-    assert re.findall(r"\w*", document.read_text(encoding="utf-8")) == []
+def test_every_table_has_as_many_cells_in_each_row(document):
+    """No row of a table lost a cell or has one too many."""
+    rows = []
+    for line in [*prose(document.read_text(encoding="utf-8")).splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append(line)
+            continue
+        sizes = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+        assert len(sizes) <= 1, rows
+        rows = []
 
 
-# --- Commands -----------------------------------------------------------------------------------
+def test_files_that_the_documents_name_are_there():
+    """A path in code style, such as `experiments/mlp.yaml`, is that of a file or folder."""
+    pattern = re.compile(
+        r"`((?:tune_softmax|tests|docs|experiments|engine|scheduler|report|run)/[\w./-]+)`"
+    )
+    missing = [
+        f"{document.relative_to(ROOT)}: {name}"
+        for document in DOCUMENTS
+        for name in pattern.findall(document.read_text(encoding="utf-8"))
+        if not ((ROOT / name).exists() or (ROOT / "tune_softmax" / name).exists())
+    ]
+    assert missing == []
+
+
+# --- The reference ------------------------------------------------------------------------------
+
+
+def test_the_reference_is_what_the_code_says():
+    """Commands, keys, columns, exit codes and the schema have not changed since `make docs`."""
+    assert generate.stale() == []
+
+
+def test_a_stale_reference_is_found(tmp_path):
+    """A page that differs, and one that is missing, are named."""
+    for name, page in {"right.md": "text", "old.md": "before"}.items():
+        (tmp_path / name).write_text(page, encoding="utf-8")
+    pages = dict.fromkeys(["right.md", "old.md", "missing.md"], lambda: "text")
+    assert generate.stale(tmp_path, pages) == ["old.md", "missing.md"]
 
 
 @pytest.mark.parametrize("words", sorted(COMMANDS), ids=" ".join)
@@ -138,29 +202,40 @@ def test_every_command_has_help(words):
 
 
 @pytest.mark.parametrize("words", sorted(COMMANDS), ids=" ".join)
-def test_every_command_is_in_the_readme(words):
-    """A row of the README's table of commands begins with it, and names options that it has."""
-    begin = f"| `tune-softmax {' '.join(words)}"
-    (row,) = [line for line in section("Commands").splitlines() if line.startswith(begin)]
-    named = set(re.findall(r"`(--[a-z0-9-]+)`", row))
-    assert named <= options_of(words)
+def test_every_command_and_option_is_in_the_reference(words):
+    """Its part of the page on commands names every option that it has."""
+    parts = re.split(r"^## ", read("reference/commands.md"), flags=re.MULTILINE)
+    (part,) = [part for part in parts if part.startswith(f"{' '.join(words)}\n")]
+    assert options_of(words) - {"--help"} <= set(re.findall(r"(--[a-z0-9-]+)", part))
 
 
-def section(heading):
-    """Return the README's text under a heading."""
-    (text,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
-    return text
+def test_a_column_without_a_meaning_is_an_error():
+    """Whoever adds a column is told where to describe it."""
+    with pytest.raises(KeyError, match=r"column nothing.*docs/generate\.py"):
+        generate._meaning("nothing", {})
+
+
+def test_the_python_reference_lists_every_error():
+    """Each error class is importable from the package, as the page says."""
+    import tune_softmax
+
+    kinds = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
+    assert kinds <= set(tune_softmax.__all__)
+
+
+# --- Command lines ------------------------------------------------------------------------------
 
 
 def test_enough_command_lines_were_found():
     """The search for command lines finds them, of nearly every command."""
-    assert len({command_in(line)[0] for line in run_lines()}) >= 7
+    assert len({command_in(line)[0] for line in run_lines()}) >= len(COMMANDS) - 2
 
 
 @pytest.mark.parametrize("line", run_lines())
 def test_a_command_line_in_a_document_is_one_we_take(line):
     """It calls a command that there is, with options that this one has."""
     words, options = command_in(line)
+    assert words is not None
     assert options <= options_of(words)
 
 
@@ -172,48 +247,7 @@ def test_every_make_target_in_a_document_exists():
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         named |= set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
-    assert {"search", "test", "lint"} <= named <= targets
-
-
-def test_every_exit_code_is_in_the_readme():
-    """The table has 0, the code of failed trials, each error's own, and those of the signals."""
-    codes = {0, FAILED_TRIALS}
-    left = [TuneSoftmaxError]
-    while left:
-        kind = left.pop()
-        left += kind.__subclasses__()
-        if kind is not SearchInterruptedError:
-            codes.add(kind.exit_code)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        codes.add(SearchInterruptedError(number, Path("run"), 0, 1).exit_code)
-    cells = re.findall(r"^\| (\d[\d, ]*) \|", section("Commands"), re.MULTILINE)
-    assert [int(code) for cell in cells for code in cell.split(", ")] == sorted(codes)
-
-
-# --- The file map -------------------------------------------------------------------------------
-
-
-def mapped(folder):
-    """Return what the file map lists below a folder, in its order."""
-    (block,) = blocks("", section("File map"))
-    (part,) = re.findall(rf"^{folder}/.*\n((?:  .*\n)*)", block, re.MULTILINE)
-    return re.findall(r"^  (\S+)", part, re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    ("folder", "pattern"),
-    [("tune_softmax", "[!_]*"), ("experiments", "[!.]*.*"), ("docs", "*")],
-)
-def test_the_file_map_names_what_there_is(folder, pattern):
-    """Every file has its line, and every line its file."""
-    there = (path for path in (ROOT / folder).glob(pattern) if path.name != "py.typed")
-    assert sorted(mapped(folder)) == sorted(path.name + "/" * path.is_dir() for path in there)
-
-
-def test_the_file_map_lists_modules_from_low_to_high():
-    """It has the order that the imports obey."""
-    folders_of = [f"{name.partition('.')[0]}/" if "." in name else f"{name}.py" for name in ORDER]
-    assert mapped("tune_softmax") == list(dict.fromkeys(folders_of))
+    assert {"search", "test", "lint", "docs"} <= named <= targets
 
 
 # --- Examples -----------------------------------------------------------------------------------
@@ -228,7 +262,9 @@ def fashion_mnist_run(tmp_path, monkeypatch):
     folder.create()
     folder.experiment.write_text(asked.to_yaml(), encoding="utf-8")
     configs = {
-        number: Config(batch_size=64 * 2 ** (number % 2), num_epochs=3, learning_rate=0.1)
+        number: Config(
+            batch_size=64 * 2 ** (number % 2), num_epochs=3, learning_rate=0.1, weight_decay=1e-4
+        )
         for number in range(4)
     }
     ledger = Ledger.create(folder.ledger, {"dataset_checksum": "none"})
@@ -259,20 +295,39 @@ def test_the_pandas_example_runs(capsys):
     assert (best.number, best.metric, best.epoch) == (1, "validation_loss", 3)
 
 
-def test_every_column_is_in_the_readme(fashion_mnist_run):
-    """The README lists the columns of both dataframes, all and no other, in their order."""
-    run = results.load(fashion_mnist_run)
-    for frame, which in ((run.trials, "trials"), (run.epochs, "epochs")):
-        (line,) = re.findall(rf"^- \*\*`run\.{which}`\*\*.*$", README, re.MULTILINE)
-        named = [name for name in re.findall(r"`(\w+)`", line) if name.islower()]
-        assert named == list(frame.columns)
+@pytest.mark.usefixtures("fashion_mnist_run")
+def test_the_guide_to_analysis_runs():
+    """Every line of its first blocks does something on a run; the last question needs two runs."""
+    examples = blocks("python", read("how-to/analyse-results.md"))[:3]
+    names = {}
+    for example in examples:
+        exec(example.partition("# several runs")[0], names)  # noqa: S102 - our own guide
+    assert list(names["complete"]["number"]) == [0, 1]
+
+
+def test_the_guide_to_images_of_ones_own_writes_what_we_read(tmp_path):
+    """Its function makes IDX files that the dataset reader takes as they were."""
+    import numpy as np
+
+    from tune_softmax.data.dataset import load_dataset
+
+    names = {}
+    exec(blocks("python", read("how-to/use-your-own-images.md"))[0], names)  # noqa: S102 - ours
+    images = np.arange(40 * 6 * 5, dtype=np.uint8).reshape(40, 6, 5)
+    labels = np.arange(40) % 4
+    for split in ("train", "t10k"):
+        names["write_idx"](tmp_path, split, images, labels)
+    dataset = load_dataset("idx", validation=0.2, train_fraction=1.0, path=tmp_path, split_seed=0)
+    assert dataset.image_shape == (6, 5)
+    assert (len(dataset.train), len(dataset.validation)) == (32, 8)
+    assert {image.tobytes() for image in dataset.train.images} <= {i.tobytes() for i in images}
 
 
 def test_the_experiment_explained_is_the_one_shipped():
-    """The README's YAML means what experiments/fashion_mnist.yaml means."""
-    (example,) = blocks("yaml")
+    """The guide's YAML means what experiments/fashion_mnist.yaml means."""
     shipped = experiment.load(ROOT / "experiments" / "fashion_mnist.yaml")
-    assert experiment.parse(example, str(ROOT / "experiments" / "README.yaml")) == shipped
+    example = blocks("yaml", read("how-to/write-an-experiment.md"))[0]
+    assert experiment.parse(example, str(ROOT / "experiments" / "guide.yaml")) == shipped
 
 
 def test_the_changelog_keeps_its_form():
@@ -282,3 +337,19 @@ def test_the_changelog_keeps_its_form():
     assert releases[0] == "Unreleased"
     kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Sphinx finds every page, link, picture and docstring that the pages name."""
+    pytest.importorskip("furo")
+    pytest.importorskip("myst_parser")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "--keep-going"]
+    done = subprocess.run(
+        [*command, "--builder", "html", str(DOCS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "write_idx" in (tmp_path / "how-to/use-your-own-images.html").read_text("utf-8")

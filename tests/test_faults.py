@@ -1,6 +1,6 @@
 """Nothing is lost: the fault suite's short form, and that its oracle sees what it is for.
 
-`make faults` runs the long one, which is in `faults/`; docs/faults.md has its table.
+`make faults` runs the long one, which is in `faults/`; docs/explanation/faults.md has its table.
 """
 
 import os

@@ -131,7 +131,7 @@ def gentle(configs):
     """Give the learning rates anew: the larger, the larger the batch and the less momentum.
 
     In their first order two trials train beyond the edge of stability, where a rounding error
-    grows a thousandfold; `docs/packs.md` says more.
+    grows a thousandfold; `docs/explanation/packs.md` says more.
     """
 
     def room(number):

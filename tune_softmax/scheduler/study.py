@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Study", "distribution", "recorded_value"]
 
 # A search of fewer rounds would leave the sampler little to learn from; with 16 it is sooner done,
-# and misses the optimum more often, see docs/search.md.
+# and misses the optimum more often, see docs/notes/search.md.
 MIN_ROUNDS = 8
 # CMA-ES takes its first mean and covariance from a search's trials once there are so many.
 MIN_CMA_TRIALS = 16
