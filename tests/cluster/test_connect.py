@@ -74,19 +74,26 @@ def test_an_address_where_nothing_listens_is_refused():
             connecting.result()
 
 
-def test_a_head_that_is_gone_ends_the_process_with_what_to_do(in_child, monkeypatch, capfd):
+@pytest.fixture
+def ray_folder(tmp_path):
+    """Return where Ray may write, in a private folder that is there."""
+    (tmp_path / "lock").touch()
+    return tmp_path / "ray"
+
+
+def test_a_head_that_is_gone_ends_with_what_to_do(in_child, monkeypatch, capfd, tmp_path):
     """Ray would end it too, but with exit code 1 and no word of how to go on."""
     monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
     monkeypatch.setattr(connecting_module, "HEAD_SILENCE_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
-    assert in_child(connecting_module._watch_head, address, threading.Event()) == 7
+    assert in_child(connecting_module._watch, address, ray_folder, threading.Event()) == 7
     error = capfd.readouterr().err
     assert f"error: the head of the Ray cluster at {address} has not answered" in error
     assert "tune-softmax resume" in error
 
 
-def test_a_head_that_answers_again_is_not_gone(in_child, monkeypatch):
+def test_a_head_that_answers_again_is_not_gone(in_child, monkeypatch, ray_folder):
     """Silence without an answer in between counts; the end of the search ends the watch."""
     monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
     monkeypatch.setattr(connecting_module, "HEAD_SILENCE_S", 10.0)
@@ -104,10 +111,10 @@ def test_a_head_that_answers_again_is_not_gone(in_child, monkeypatch):
 
     monkeypatch.setattr(connecting_module, "_why_unreachable", ask)
     monkeypatch.setattr(connecting_module.time, "monotonic", lambda: clock[0])
-    assert in_child(connecting_module._watch_head, "10.0.0.5:6379", is_over) == 0
+    assert in_child(connecting_module._watch, "10.0.0.5:6379", ray_folder, is_over) == 0
 
 
-def test_silence_is_counted_by_the_clock(in_child, monkeypatch, capfd):
+def test_silence_is_counted_by_the_clock(in_child, monkeypatch, capfd, ray_folder):
     """An answer that takes long to be refused, as of dropped packets, is no more than its time."""
     monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
     clock, asked = [0.0], []
@@ -120,8 +127,18 @@ def test_silence_is_counted_by_the_clock(in_child, monkeypatch, capfd):
 
     monkeypatch.setattr(connecting_module, "_why_unreachable", ask)
     monkeypatch.setattr(connecting_module.time, "monotonic", lambda: clock[0])
-    assert in_child(connecting_module._watch_head, "10.0.0.5:6379", threading.Event()) == 7
+    assert in_child(connecting_module._watch, "10.0.0.5:6379", ray_folder, threading.Event()) == 7
     assert "has not answered for 45 s" in capfd.readouterr().err
+
+
+def test_a_search_whose_ray_folder_was_removed_ends(in_child, monkeypatch, capfd, tmp_path):
+    """Its sockets are there no more, and workers cannot start."""
+    monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
+    gone = tmp_path / "gone"
+    assert in_child(connecting_module._watch, "10.0.0.5:6379", gone, threading.Event()) == 7
+    error = capfd.readouterr().err
+    assert f"{gone}, where Ray keeps its sockets, was removed" in error
+    assert "tune-softmax resume" in error
 
 
 LOCAL = """

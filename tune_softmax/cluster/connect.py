@@ -18,9 +18,9 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tune_softmax.cluster import fast_start, sandbox
+from tune_softmax.cluster import fast_start, limits, sandbox
 from tune_softmax.errors import ClusterError, ClusterLostError
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ __all__ = ["Cluster", "Connecting", "Node", "connect"]
 
 logger = logging.getLogger("tune_softmax")
 
-# The dataset is what a local object store holds; Ray asks for at least 75 MB.
-OBJECT_STORE_BYTES = 512 * 2**20
 CONNECT_TIMEOUT_S = 5.0
 # Leaving takes a second; of a cluster whose processes had a signal before us it takes for ever.
 LEAVE_TIMEOUT_S = 10.0
@@ -162,12 +160,15 @@ def connect(address: str | None, resources: Resources) -> Iterator[Connecting]:
         The cluster to be.
 
     Raises:
-        ClusterError: This process is connected to a cluster already.
+        ClusterError: This process is connected to a cluster already, or this machine does not
+            let a local one have what it needs.
     """
     is_wanted, is_over = threading.Event(), threading.Event()
     with ExitStack() as stack:
         stack.enter_context(sandbox.variables(TUNE_VARIABLES))
         if address is None:
+            here = Node("here", num_cpus=os.cpu_count() or 1, num_gpus=0)
+            limits.check_limits(num_workers=max(1, here.num_packs(resources)))
             stack.enter_context(sandbox.token_required())
         _import_ray()
         folder = stack.enter_context(sandbox.private_folder())
@@ -235,7 +236,7 @@ def _connect(
     else:
         _join(address)
     head = ray.get_runtime_context().gcs_address
-    threading.Thread(target=_watch_head, args=(head, is_over), daemon=True).start()
+    threading.Thread(target=_watch, args=(head, folder, is_over), daemon=True).start()
     return Cluster(address, folder)
 
 
@@ -280,7 +281,7 @@ def _init(folder: Path, **more: Any) -> None:  # noqa: ANN401 - options of `ray.
     ray.init(
         address="local",
         include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=limits.object_store_bytes(),
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(folder),
@@ -299,22 +300,36 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _watch_head(address: str, is_over: threading.Event) -> None:
-    """End this process once the cluster's head is gone: Ray Tune would wait for it in C++."""
+def _watch(address: str, folder: Path, is_over: threading.Event) -> None:
+    """End this process once the cluster is gone: Ray Tune would wait for it in C++.
+
+    Args:
+        address: HOST:PORT of its head.
+        folder: Where Ray writes; without it no worker can start any more.
+        is_over: Set at the end of the search.
+    """
     last_answer = time.monotonic()
     while not is_over.wait(HEAD_CHECK_S):
+        if not sandbox.is_there(folder):
+            _end_lost(f"{folder}, where Ray keeps its sockets, was removed while a search ran")
         if _why_unreachable(address) is None:
             last_answer = time.monotonic()
         elif time.monotonic() - last_answer >= HEAD_SILENCE_S:
-            lost = (
+            _end_lost(
                 f"the head of the Ray cluster at {address} has not answered for "
-                f"{HEAD_SILENCE_S:g} s; nothing done is lost, go on with "
-                "`tune-softmax resume RUN`, on this cluster once it is back or on another"
+                f"{HEAD_SILENCE_S:g} s"
             )
-            logger.error(lost)
-            sys.stderr.write(f"error: {lost}\n")
-            sys.stderr.flush()
-            os._exit(ClusterLostError.exit_code)
+
+
+def _end_lost(reason: str) -> NoReturn:
+    lost = (
+        f"{reason}; nothing done is lost, go on with `tune-softmax resume RUN`, on this cluster "
+        "once it is back or on another"
+    )
+    logger.error(lost)
+    sys.stderr.write(f"error: {lost}\n")
+    sys.stderr.flush()
+    os._exit(ClusterLostError.exit_code)
 
 
 def _join(address: str) -> None:

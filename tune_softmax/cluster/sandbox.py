@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["private_folder", "token_required", "variables"]
+__all__ = ["is_there", "private_folder", "token_required", "variables"]
 
 PREFIX = "tune-softmax-"
 # A folder bears this name until its lock is held, and so is never taken for a dead one.
@@ -56,6 +56,17 @@ def private_folder() -> Iterator[Path]:
         os.close(lock)
         # A cluster outlives its killed driver by seconds and may make its folder anew.
         _remove_dead(folder.parent)
+
+
+def is_there(ray_folder: Path) -> bool:
+    """Return whether a private folder is the one that was made.
+
+    Ray makes its own folder anew if somebody removes it, but not our lock.
+
+    Args:
+        ray_folder: What `private_folder` yielded.
+    """
+    return (ray_folder.parent / LOCK).is_file()
 
 
 def _new(parent: str | None) -> Path:
