@@ -266,13 +266,13 @@ def test_the_command_prints_the_path_then_the_best_then_what_is_next(tmp_path):
     assert done.exit_code == 0, done.output
     assert "1 of 5: weight decay 0.1, validation loss 1.2516, certain to " in done.stderr
     assert done.stdout.split("\n\n")[1].startswith("Best on the path: validation loss 0.")
-    assert done.stdout.endswith("beside a search  tune-softmax report RUN\n")
-    assert "had to be computed" not in done.stdout
+    assert done.stdout.endswith(" nats.\n")
+    assert "known already" not in done.stdout
     again = call(*options)
     assert again.stderr.count("weight decay 0.1") == 0
     table = done.stdout.split("\n\n")[0]
     assert again.stdout.startswith(table)
-    assert "Nothing had to be computed; all of it was in " in again.stdout
+    assert "All points were known already, from " in again.stdout
 
 
 def test_a_run_is_told_its_regret_and_the_report_shows_it(tmp_path):
@@ -284,13 +284,13 @@ def test_a_run_is_told_its_regret_and_the_report_shows_it(tmp_path):
     inputs = gather(run)
     assert set(inputs.path["weight_decay"]) >= set(found.path["weight_decay"])
     best = inputs.search.trials["last_validation_loss"].min()
-    regret = f"{best - inputs.path['validation_loss'].min():+.4f}"
-    assert f"Regret of the search: {regret}." in done.stdout
+    regret = f"{best - inputs.path['validation_loss'].min():.4f}"
+    assert f"the best loss of the search is {regret} nats above that." in done.stdout
     assert done.stdout.endswith(f"tune-softmax report {run}\n")
     (section,) = [s for s in compose(inputs).sections if s.name == "path"]
     facts = dict(next(part for part in section.parts if part.kind == "facts").rows)
-    assert facts["regret"] == regret
-    assert facts["best found"] == f"{best:.4f}"
+    assert facts["regret"] == f"+{regret} nats"
+    assert facts["lowest loss of the search"] == f"{best:.4f}"
     assert facts["certain to"].endswith("nats")
 
 

@@ -158,7 +158,14 @@ def test_the_run_can_be_done_again(desktop):
     """Command, seed, versions, checksum, hardware, and each look at the test set."""
     text = desktop.page.locator("section[aria-labelledby=reproduction]").inner_text()
     assert "tune-softmax search 'experiments/my file.yaml'" in text
-    for part in ("0123456789abcdef", "a processor", "3.11.7", "2.15.0", "opened once", '"train"'):
+    for part in (
+        "0123456789abcdef",
+        "a processor",
+        "3.11.7",
+        "2.15.0",
+        "opened once",
+        "train, trial 7",
+    ):
         assert part in text
 
 

@@ -5,6 +5,7 @@ All problems are reported together, each with file, line and key, before any wor
 larger than the training set) or the cluster is checked where they are known.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -56,6 +57,7 @@ __all__ = [
     "Space",
     "Uniform",
     "Value",
+    "as_experiment",
     "json_schema",
     "load",
     "parse",
@@ -194,6 +196,44 @@ def parse(text: str, source: str = "experiment.yaml") -> Experiment:
         ExperimentError: Something in it is wrong.
     """
     return _experiment(yaml_reader.read(text, source), Path(source), {})
+
+
+def as_experiment(source: Experiment | Mapping[str, object] | Path | str) -> Experiment:
+    """Return an experiment from what a caller has of it.
+
+    Args:
+        source: An experiment; the path of a file; or a mapping with the keys of a file, whose
+            name is "experiment" unless it says another.
+
+    Raises:
+        ExperimentError: It is none of these, or something in it is wrong.
+    """
+    if isinstance(source, Experiment):
+        return source
+    if isinstance(source, Path | str):
+        return load(source)
+    if not isinstance(source, Mapping):
+        raise ExperimentError(
+            f"an experiment: must be an Experiment, the path of an experiment file, or a mapping "
+            f"with its keys, got {type(source).__name__}"
+        )
+    try:
+        text = json.dumps(source, indent=1, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(
+            f"an experiment: its mapping must hold numbers, text, lists and mappings alone "
+            f"({error})"
+        ) from error
+    return parse(text, "experiment")
+
+
+def _plain(value: object) -> object:
+    """Return a path as text and a numpy number as Python's own, for `json.dumps`."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"got {value!r}")
 
 
 def json_schema() -> dict[str, Any]:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from tune_softmax.data.dataset import load_for
 from tune_softmax.errors import ExperimentError
+from tune_softmax.experiment import as_experiment
 from tune_softmax.experiment.space import LogUniform, Uniform
 from tune_softmax.oracle.cache import ForeignFileError, PathFile, PathPoint, frame
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
 
@@ -119,7 +121,7 @@ def penalties(
 
 
 def oracle(
-    experiment: Experiment,
+    experiment: Experiment | Mapping[str, object] | Path | str,
     *,
     path: Sequence[float] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
@@ -132,7 +134,8 @@ def oracle(
     there as soon as it is found.
 
     Args:
-        experiment: Whose dataset and split.
+        experiment: Whose dataset and split: an experiment, the path of an experiment file, or a
+            mapping with the keys of one.
         path: Penalties, each > 0; by default those of `penalties`.
         data_dir: Folder of the public datasets.
         on_progress: Called before each Newton step and after each point.
@@ -143,6 +146,7 @@ def oracle(
         DataError: The dataset cannot be had.
         StorageError: The cache cannot be written.
     """
+    experiment = as_experiment(experiment)
     experiment.check_convex()
     wanted = sorted(penalties(experiment) if path is None else set(path), reverse=True)
     if not wanted or not all(0 < decay < math.inf for decay in wanted):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from tune_softmax.errors import ExperimentError, ResultsError, command
+from tune_softmax.experiment import as_experiment
 from tune_softmax.experiment import experiment as experiments
 from tune_softmax.metrics import State
 from tune_softmax.run import results
@@ -98,7 +99,7 @@ class Remedies:
 
 
 def remedies(
-    experiment: Experiment,
+    experiment: Experiment | Mapping[str, object] | Path | str,
     *,
     run_dir: Path | str | None = None,
     address: str | None = None,
@@ -108,7 +109,8 @@ def remedies(
     """Compare remedies against overfitting with a baseline that has none.
 
     Args:
-        experiment: What to compare; it has a section `remedies`, and its space holds the one
+        experiment: What to compare: an experiment, the path of an experiment file, or a mapping
+            with the keys of one. It has a section `remedies`, and its space holds the one
             configuration of the baseline.
         run_dir: The run folder to make; by default the first free one of runs/NAME,
             runs/NAME-2, and so on.
@@ -123,6 +125,7 @@ def remedies(
         ResultsError: The run folder is in use or cannot be written.
         SearchInterruptedError: A signal stopped it; `resume` goes on.
     """
+    experiment = as_experiment(experiment)
     experiment.check_remedies()
     folder = RunFolder(Path(run_dir) if run_dir else free_folder(experiment.name))
     folder.check_free()

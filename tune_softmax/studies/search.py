@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_softmax.errors import ResultsError, command
+from tune_softmax.experiment import as_experiment
 from tune_softmax.export.background import NO_TASKS, BackgroundTasks
 from tune_softmax.run.folder import SEARCH, RunFolder, free_folder
 from tune_softmax.scheduler.warm_start import Past, from_json, to_json, warmed
 from tune_softmax.studies import session, stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tune_softmax.cluster.connect import Cluster
     from tune_softmax.data.dataset import Dataset
@@ -33,7 +34,7 @@ __all__ = ["resume", "search"]
 
 
 def search(
-    experiment: Experiment,
+    experiment: Experiment | Mapping[str, object] | Path | str,
     *,
     run_dir: Path | str | None = None,
     address: str | None = None,
@@ -46,7 +47,8 @@ def search(
     """Search an experiment's space and return what was found.
 
     Args:
-        experiment: What to search; see `experiment.load`.
+        experiment: What to search: an experiment, the path of an experiment file, or a mapping
+            with the keys of one.
         run_dir: The run folder to make; by default the first free one of runs/NAME,
             runs/NAME-2, and so on.
         address: HOST:PORT of a Ray cluster; by default a local one of our own.
@@ -68,6 +70,7 @@ def search(
         ResultsError: The run folder is in use or cannot be written.
         SearchInterruptedError: A signal stopped the search; the run can be resumed.
     """
+    experiment = as_experiment(experiment)
     experiment.check_searchable()
     history: list[Past] = []
     if warm_start is not None:

@@ -21,8 +21,7 @@ from tune_softmax.data.dataset import load_for, load_test_for
 from tune_softmax.engine import reference
 from tune_softmax.engine.tensors import to_images, to_tensors
 from tune_softmax.errors import ExperimentError, ResultsError, StorageError
-from tune_softmax.experiment import experiment as experiments
-from tune_softmax.experiment.experiment import Experiment
+from tune_softmax.experiment import Experiment, as_experiment
 from tune_softmax.run import environment, results
 from tune_softmax.run.folder import RunFolder, free_folder
 from tune_softmax.run.ledger import Ledger
@@ -30,7 +29,7 @@ from tune_softmax.run.notebook import html
 from tune_softmax.studies import pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -114,7 +113,7 @@ class Trained:
 
 
 def train(
-    source: Experiment | Path | str,
+    source: Experiment | Mapping[str, object] | Path | str,
     config: Config | None = None,
     folder: Path | str | None = None,
     *,
@@ -128,8 +127,8 @@ def train(
     is.
 
     Args:
-        source: An experiment, an experiment file, or a run folder. Dataset, model options and
-            seed come from there.
+        source: An experiment, the path of an experiment file, a mapping with the keys of one, or
+            a run folder. Dataset, model options and seed come from there.
         config: The hyperparameters; by default the only ones that an experiment's space holds,
             or those of the trial.
         folder: Where to save: `experiment.yaml`, `environment.json`, `evaluation.json`,
@@ -152,11 +151,11 @@ def train(
         RunInUseError: Another process writes the run.
         StorageError: A folder cannot be written.
     """
-    if not isinstance(source, Experiment) and Path(source).is_dir():
+    if isinstance(source, Path | str) and Path(source).is_dir():
         return _train_of_run(Path(source), config, folder, trial, data_dir, on_epoch)
-    if trial is not None and not isinstance(source, Experiment):
+    if trial is not None and isinstance(source, Path | str):
         raise ResultsError(f"--trial {trial}: {source} is not a run folder")
-    experiment = source if isinstance(source, Experiment) else experiments.load(source)
+    experiment = as_experiment(source)
     return _train(
         experiment,
         config or experiment.single_config(),
