@@ -81,7 +81,7 @@ def ray_folder(tmp_path):
     return tmp_path / "ray"
 
 
-def test_a_head_that_is_gone_ends_with_what_to_do(in_child, monkeypatch, capfd, tmp_path):
+def test_a_head_that_is_gone_ends_with_what_to_do(in_child, monkeypatch, capfd, ray_folder):
     """Ray would end it too, but with exit code 1 and no word of how to go on."""
     monkeypatch.setattr(connecting_module, "HEAD_CHECK_S", 0.01)
     monkeypatch.setattr(connecting_module, "HEAD_SILENCE_S", 0.05)
