@@ -17,7 +17,6 @@ myst_heading_anchors = 4  # links to headings, as GitHub makes them
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True  # a default reads as it is written
-add_module_names = False
 python_maximum_signature_line_length = 80
 
 html_theme = "furo"
