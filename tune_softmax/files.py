@@ -12,14 +12,16 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 __all__ = [
+    "is_at",
     "open_regular",
+    "present_path",
     "read_bytes",
     "read_json",
     "read_text",
@@ -137,6 +139,24 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Say whether a path leads to the file that is open."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))
+
+
+def present_path(descriptor: int) -> Path | None:
+    """Return where a file that is open is now; None where it was deleted or nothing tells."""
+    try:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+    except OSError:
+        return None
+    return path if is_at(path, descriptor) else None
 
 
 def sync_folder(folder: Path) -> None:

@@ -75,6 +75,10 @@ class CommitCount:
             self._descriptor = os.open(draft, os.O_RDWR | os.O_CLOEXEC)
             self.set(commits)
 
+    def present_path(self) -> Path | None:
+        """Return where the open file is now; None where it was deleted or nothing tells."""
+        return None if self._descriptor is None else files.present_path(self._descriptor)
+
     def set(self, commits: int) -> None:
         """Write the count.
 

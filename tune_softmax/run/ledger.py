@@ -305,6 +305,7 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[Batch]:
         with self._translating():
+            self._storage.check_in_place()
             with self._storage.engine.begin() as connection:
                 batch = Batch(connection)
                 yield batch

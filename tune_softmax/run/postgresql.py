@@ -235,6 +235,9 @@ class PostgresqlSchema:
                 )
             connection.execute(sa.schema.CreateSchema(self._location.schema))
 
+    def check_in_place(self) -> None:
+        """Check nothing: the server keeps what it has committed."""
+
     def note_commit(self, _commits: int) -> None:
         """Note nothing: the server keeps what it has committed."""
 

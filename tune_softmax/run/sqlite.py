@@ -8,16 +8,20 @@ one plain file.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sqlite3
 import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError, command
 from tune_softmax.run.commit_count import CommitCount, DamagedCount
+from tune_softmax.run.open_file import OpenFile
+from tune_softmax.run.rescue import rescue
 
 __all__ = ["SqliteFile"]
 
@@ -33,6 +37,7 @@ _STORAGE_CODES = {
 # The exceptions: the file ends too early, or the file system contradicts itself.
 _DAMAGE_CODES = {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
 _SIDE_FILES = ("-wal", "-shm", "-journal", "-commits")
+_ABANDONED: list[SqliteFile] = []  # kept open to the process's end, see `close`
 _WAL_MODE = 2  # in byte 18 of the header, https://www.sqlite.org/fileformat.html
 
 
@@ -54,6 +59,8 @@ class SqliteFile:
         self.name = str(path)
         self._path = path
         self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._opened: OpenFile | None = None  # once writing begins
+        self._displaced: str | None = None  # what to say of a file that is no longer there
         self._check_free() if is_new else self._check_there()
         self._count = CommitCount(self._beside("-commits"))
         # Read before the ledger, which may only be further on when its turn comes.
@@ -196,17 +203,61 @@ class SqliteFile:
             self._count.begin(commits)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._set_journal_mode("WAL")
+        if self._pragma("user_version") == "0":
+            self._pragma(f"user_version={secrets.randbits(31) or 1}")  # see `OpenFile`
+        self._pragma("journal_mode=WAL")
+        self._opened = OpenFile(self._path)
+
+    def check_in_place(self) -> None:
+        """Check that what this process writes is still the file at its path.
+
+        Raises:
+            StorageError: It was deleted, moved or overwritten. The message says what is lost and
+                how to go on; what was deleted is saved beside its folder first.
+        """
+        if self._displaced is None and self._opened is not None and not self._opened.is_in_place():
+            self._displaced = self._describe_displaced(self._opened)
+        if self._displaced is not None:
+            raise StorageError(self._displaced)
+
+    def _describe_displaced(self, opened: OpenFile) -> str:
+        run = self._path.parent
+        if opened.is_overwritten:
+            return (
+                f"{self._path}: was overwritten while this process wrote it, and what it held is "
+                "lost; restore the folder from a copy, or search again into another one"
+            )
+        path, count_path = opened.present_path(), self._count.present_path()
+        if path is not None and count_path is not None and path.parent == count_path.parent:
+            return (
+                f"{run}: was moved to {path.parent} while this process wrote it; what is done is "
+                f"kept there, go on with `{command('resume', path.parent)}`"
+            )
+        what = "deleted" if path is None else "moved"
+        try:
+            with closing(self.engine.raw_connection()) as connection:
+                driver: Any = connection.driver_connection
+                saved = rescue(driver, run)
+        except (StorageError, sa.exc.DBAPIError, sqlite3.Error) as error:
+            return (
+                f"{self._path}: was {what} while this process wrote it, and what it held is lost: "
+                f"{error}; restore the folder from a copy, or search again"
+            )
+        return (
+            f"{self._path}: was {what} while this process wrote it; what is done is saved in "
+            f"{saved}, go on with `{command('resume', saved)}`"
+        )
 
     def note_commit(self, commits: int) -> None:
-        """Count a transaction that is on the disk.
+        """Count a transaction that is on the disk, where it should be.
 
         Args:
             commits: Transactions that the ledger holds with it.
 
         Raises:
-            StorageError: The folder cannot be written.
+            StorageError: The folder cannot be written, or the file is no longer at its path.
         """
+        self.check_in_place()
         try:
             self._count.set(commits)
         except OSError as error:
@@ -218,25 +269,32 @@ class SqliteFile:
         Where another process reads at this moment, the write-ahead log and the count stay beside
         the file; they are whole together.
         """
+        if self._opened is not None and (self._displaced or not self._opened.is_at_path()):
+            # SQLite would write over, or remove by their names, what may be others' files.
+            _ABANDONED.append(self)
+            return
         if self._count.is_open:
             mode = None
             with suppress(sa.exc.DBAPIError, sqlite3.Error):
-                mode = self._set_journal_mode("DELETE")
+                mode = self._pragma("journal_mode=DELETE")
             self._count.close()
             if mode == "delete":
                 self._count.path.unlink(missing_ok=True)
         self.engine.dispose()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
         if self._copy is not None:
             self._copy.cleanup()
 
-    def _set_journal_mode(self, mode: str) -> str:
+    def _pragma(self, statement: str) -> str:
+        """Give SQLite a command; return what it answers, empty where that is nothing."""
         with (
             closing(self.engine.raw_connection()) as connection,
             closing(connection.cursor()) as cursor,
         ):
-            cursor.execute(f"PRAGMA journal_mode={mode}")
-            ((set_mode,),) = cursor.fetchall()
-            return str(set_mode)
+            cursor.execute(f"PRAGMA {statement}")
+            return "".join(str(answer) for (answer,) in cursor.fetchall())
 
     def _unwritable(self, error: OSError) -> StorageError:
         reason = f"{self._path.parent}: cannot write there ({error})"
@@ -266,6 +324,10 @@ class SqliteFile:
 
     def translated(self, error: Exception) -> ResultsError:
         """Return our error for one of SQLite's, or for its words that cannot be read."""
+        try:
+            self.check_in_place()
+        except StorageError as displaced:
+            return displaced
         if _is_undecodable(error):  # the message would hold the row's bytes
             return DamagedRunError(
                 f"{self._path}: a row is damaged, its text cannot be decoded; restore the folder "
