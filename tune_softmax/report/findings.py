@@ -40,7 +40,7 @@ def sentences(inputs: Inputs) -> list[str]:
     return [
         _asked(inputs, inputs.search),
         _found(inputs, inputs.search, best),
-        _tested(inputs.confirmation),
+        inputs.stale or _tested(inputs.confirmation),
         _overfitted(trials, best) if inputs.remedies is None else _cured(inputs.remedies),
         _spent(inputs.search),
     ]

@@ -45,7 +45,8 @@ class Inputs:
         environment: Versions, hardware, seeds, checksums, command.
         openings: (UTC time, for what) of each look at the test set.
         path: The regularization path's points, one row a weight decay, if it is cached.
-        confirmation: If the winners were confirmed.
+        confirmation: If the best trials were confirmed.
+        stale: Why there is a confirmation that is left out: it is out of date.
         remedies: If remedies were studied.
         evaluation: If the winner was evaluated.
     """
@@ -59,6 +60,7 @@ class Inputs:
     confirmation: Confirmation | None = None
     remedies: Remedies | None = None
     evaluation: WinnerEvaluation | None = None
+    stale: str = ""
 
     def command(self, verb: str, *arguments: object) -> str:
         """Return a command to type, about this run if no arguments are given."""
@@ -79,6 +81,8 @@ def gather(run: Path) -> Inputs:
     is_study = found.experiment.remedies is not None
     with closing(Ledger.open(found.folder.ledger)) as ledger:
         events, meta = ledger.events(), ledger.meta()
+    confirmation = None if is_study else confirm.load(run)
+    stale = confirmation.stale if confirmation is not None else ""
     return Inputs(
         folder=run,
         experiment=found.experiment,
@@ -88,9 +92,10 @@ def gather(run: Path) -> Inputs:
             (str(at), _purpose(detail)) for at, kind, detail in events if kind == "test_opened"
         ),
         path=_path(found, meta.get("dataset_checksum", "")),
-        confirmation=None if is_study else confirm.load(run),
+        confirmation=None if stale else confirmation,
         remedies=remedies.load(run) if is_study else None,
-        evaluation=read_evaluation(run / "best" / "evaluation.json"),
+        evaluation=None if stale else read_evaluation(found.folder.best.evaluation),
+        stale=stale,
     )
 
 

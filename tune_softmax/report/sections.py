@@ -88,8 +88,9 @@ def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
     else:
         parts.append(
             Command(
-                "Its test accuracy is not known yet. To train the best trials again over several "
-                "seeds and test them:",
+                inputs.stale
+                or "Its test accuracy is not known yet. To train the best trials again over "
+                "several seeds and test them:",
                 inputs.command("confirm"),
             )
         )

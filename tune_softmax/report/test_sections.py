@@ -89,7 +89,7 @@ def confusion(inputs: Inputs) -> Section:
     heading = "Confusion matrix"
     found = inputs.evaluation
     if found is None:
-        text = "No winner has been evaluated on the test images yet. To do that:"
+        text = inputs.stale or "No winner has been evaluated on the test images yet. To do that:"
         return Section("confusion", heading, [Command(text, inputs.command("confirm"))])
     parts: list[Part] = [
         Paragraph(

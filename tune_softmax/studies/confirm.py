@@ -8,6 +8,7 @@ Their test results are in the run's folder `confirm/`, which is a run itself. Th
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,24 +20,27 @@ from tune_softmax.data.seeding import derive_seed
 from tune_softmax.errors import DamagedRunError, ResultsError, command
 from tune_softmax.metrics import State
 from tune_softmax.run import results
+from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
 from tune_softmax.scheduler.agenda import FixedList, Task, View
 from tune_softmax.stats import verdicts
+from tune_softmax.stats.wording import and_list, count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tune_softmax.data.dataset import Dataset
-    from tune_softmax.run.folder import RunFolder
     from tune_softmax.run.results import Results
     from tune_softmax.scheduler.progress import Snapshot
 
-__all__ = ["KIND", "Confirmation", "confirm", "load"]
+__all__ = ["KIND", "Confirmation", "confirm", "load", "stale_winner"]
 
 KIND = "confirm"
 DEFAULT_TOP = 5
 DEFAULT_SEEDS = 10
+
+logger = logging.getLogger("tune_softmax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Confirmation:
             search's validation, so that the test set chooses as little as it can. None if all
             diverged.
         num_test_images: In the test set.
+        stale: Why the confirmation is out of date, in a sentence: the search has gone on since
+            and has better trials now. Empty while its best trials are those confirmed.
     """
 
     folder: RunFolder
@@ -64,6 +70,7 @@ class Confirmation:
     winners: pd.DataFrame = field(repr=False)
     winner: int | None
     num_test_images: int
+    stale: str = ""
 
     def _repr_html_(self) -> str:
         lines = [
@@ -73,6 +80,7 @@ class Confirmation:
             ),
             "No winner: all diverged." if self.winner is None else f"Winner: trial {self.winner}.",
         ]
+        lines += [self.stale] if self.stale else []
         columns = [
             *("trial", "mean_test_accuracy", "accuracy_low", "accuracy_high"),
             *("mean_test_loss", "loss_low", "loss_high", "validation_loss", "is_winner"),
@@ -151,6 +159,15 @@ def confirm(
     found = results.load(run)
     before = _recorded(found)
     plan = _wanted(found, before, top, seeds)
+    if left := found.experiment.num_trials - found.count(*(s for s in State if s.is_final)):
+        logger.warning(
+            "%s: the search is not finished, %s of %s left; its best trials may change, and then "
+            "this confirmation is out of date; finish it first with: %s",
+            found.folder.path,
+            f"{left:,}",
+            count(found.experiment.num_trials, "trial"),
+            command("resume", found.folder.path),
+        )
     known = load(run) if plan == before else None
     if known is None:
         _train(found, plan, before, address, data_dir, observe)
@@ -221,7 +238,45 @@ def load(run: Path | str) -> Confirmation | None:
         winners=table,
         winner=ranked[0] if ranked else None,
         num_test_images=num_images,
+        stale=_stale(found, plan),
     )
+
+
+def stale_winner(run: Path | str) -> str:
+    """Return why a search's saved winner is out of date, in a sentence; empty if it is not.
+
+    Args:
+        run: The search's run folder. Its ledger is read if it is a file; a winner that was copied
+            without it, or whose ledger is on a server, is taken as it is.
+
+    Raises:
+        DamagedRunError: The run's files contradict themselves.
+    """
+    folder = RunFolder(Path(run))
+    if not (isinstance(folder.ledger, Path) and folder.ledger.exists()):
+        return ""
+    found = results.load(run)
+    plan = _recorded(found)
+    return "" if plan is None else _stale(found, plan)
+
+
+def _stale(found: Results, plan: _Plan) -> str:
+    confirmed = {trial for trial, _ in plan.pairs}
+    new = [trial for trial in _best_complete(found, plan.top) if trial not in confirmed]
+    if not new:
+        return ""
+    names = f"{'trial' if len(new) == 1 else 'trials'} {and_list(new)}"
+    return (
+        f"The confirmation is out of date: since then the search has found {names}, which "
+        f"{'is' if len(new) == 1 else 'are'} among its {plan.top} best; confirm again with: "
+        f"{command('confirm', found.folder.path)}"
+    )
+
+
+def _best_complete(found: Results, top: int) -> list[int]:
+    """Return the numbers of the best complete trials, the best first."""
+    complete = found.trials[found.trials["state"] == State.COMPLETE]
+    return [int(number) for number in found.ranked(complete)["number"].head(top)]
 
 
 def _recorded(found: Results) -> _Plan | None:
@@ -256,7 +311,7 @@ def _wanted(found: Results, before: _Plan | None, top: int | None, num_seeds: in
         raise ResultsError(
             f"{place}: no trial is complete yet; go on with `{command('resume', place)}`"
         )
-    trials = [int(number) for number in found.ranked(complete)["number"].head(plan.top)]
+    trials = _best_complete(found, plan.top)
     known = before.pairs if before else ()
     return _Plan(plan.top, plan.num_seeds, known).grown(trials, plan.top, plan.num_seeds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import nn
 from tune_softmax.engine.model import build_model
 from tune_softmax.errors import DamagedRunError, DataError, ResultsError, command
 from tune_softmax.run.folder import RunFolder
+from tune_softmax.studies.confirm import stale_winner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Classifier", "Prediction", "load_model", "predict"]
+
+logger = logging.getLogger("tune_softmax")
 
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L")  # how PIL calls 16 bits a pixel
 
@@ -72,6 +76,8 @@ class Prediction:
 def load_model(run: Path | str) -> Classifier:
     """Return the confirmed winner of a search, on the CPU and in evaluation mode.
 
+    A winner that is out of date, because the search has gone on since, is logged as a warning.
+
     Args:
         run: The search's run folder.
 
@@ -84,6 +90,8 @@ def load_model(run: Path | str) -> Classifier:
         raise ResultsError(
             f"{run}: has no confirmed winner yet; make one with: {command('confirm', Path(run))}"
         )
+    if stale := stale_winner(run):
+        logger.warning("%s: %s", run, stale)
     try:
         content = json.loads(best.configuration.read_text(encoding="utf-8"))
         height, width = map(int, content["image_shape"])
