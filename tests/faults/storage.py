@@ -4,12 +4,15 @@ import contextlib
 import io
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 import unittest.mock
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from faults.command import Run, await_true, start
 from faults.drivers import EPOCH_S, unbroken
@@ -75,6 +78,36 @@ def a_disk_turned_read_only(folder):
     mount = f"mkfs.ext4 -q {image} && mount -o loop {image} {place}"
     mend = f"umount {place} && mount -o loop {image} {place}"
     return _storage_fault(folder, mount, f"mount -o remount,abort {place}", mend)
+
+
+@scenario("2", "exit code 4 within seconds; what is done is saved or named, and resumable")
+def a_run_folder_gone_in_mid_search(folder):
+    """The run folder is deleted, or moved; the advice leads to a run with all that was done."""
+    seen = []
+    for name, harm in (("deleted", shutil.rmtree), ("moved", _move_away)):
+        run = Run(folder / name, {"epoch_s": EPOCH_S})
+        run.search(digits(folder / name, trials=60, pack=10))
+        assert run.await_epochs(12), run.last_text()
+        started = time.monotonic()
+        harm(run.path)
+        run.finish(4, timeout_s=60)
+        seconds = time.monotonic() - started
+        assert name in run.last_text(), run.last_text()
+        (place,) = re.findall(r"go on with `tune-softmax resume (\S+)`", run.last_text())
+        run.path = Path(place)
+        oracle = Oracle(run)
+        oracle.look()
+        num_kept = oracle.num_final
+        run.faults["epoch_s"] = 0
+        run.resume()
+        run.finish()
+        oracle.complete(60)
+        seen.append(f"{name}: exit code 4 after {seconds:.1f} s, {num_kept} trials kept")
+    return "; ".join(seen)
+
+
+def _move_away(path):
+    path.rename(path.with_name("elsewhere"))
 
 
 def _storage_fault(folder, mount, fault, mend):
