@@ -22,7 +22,8 @@ python_maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = "tune_softmax"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_extra_path = ["experiment.schema.json"]
 html_theme_options = {
