@@ -174,8 +174,8 @@ def _experiment_page() -> str:
         rows = [
             (
                 f"`{key}`",
-                value.get("description", ""),
                 _form(value),
+                value.get("description", ""),
                 _default(key, found),
             )
             for key, value in found["properties"].items()
@@ -183,7 +183,7 @@ def _experiment_page() -> str:
         parts += [
             f"## {section}",
             found["description"],
-            table(["key", "meaning", "value", "default"], rows),
+            table(["key", "value", "meaning", "default"], rows),
         ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -308,9 +308,21 @@ _MEANINGS: dict[str, tuple[str, str]] = {
     "low": ("of the metric", "Lower end of the interval of the difference."),
     "high": ("of the metric", "Upper end of the interval of the difference."),
     "p_value": ("probability", "Of the paired t test, corrected; missing without an interval."),
+    "margin": ("of the metric", "The smallest difference that matters."),
+    "choice_loss": (
+        "nats",
+        (
+            "The validation loss by which strengths are chosen; with early stopping, the other "
+            "seeds' loss at the epoch that the trial's own curve chose."
+        ),
+    ),
     "verdict": (
         "words",
-        "What the interval says; see [statistics](../explanation/statistics.md).",
+        (
+            "`better` or `worse` where the whole interval is beyond the margin, `no difference "
+            "that matters` where it is within, else `not settled`; `diverged` for a trial that "
+            "did. See [statistics](../explanation/statistics.md)."
+        ),
     ),
     "reason": ("text", "Why there is no interval; empty where there is one."),
     "mean_test_accuracy": ("fraction", "Mean over seeds."),
@@ -323,7 +335,10 @@ _MEANINGS: dict[str, tuple[str, str]] = {
     "loss_low": ("nats", "Lower end of the mean's interval over seeds."),
     "loss_high": ("nats", "Upper end of the mean's interval over seeds."),
     "accuracy_drop": ("fraction", "Validation accuracy in the search minus mean test accuracy."),
-    "is_winner": ("true, false", "Whether no other trial is shown to be better."),
+    "is_winner": (
+        "true, false",
+        "Whether no other trial is shown to be better by more than the margin.",
+    ),
 }
 
 
@@ -398,29 +413,28 @@ def _dataframes_page() -> str:
             f"## {name}",
             rows,
             table(
-                ["column", "meaning", "unit", "type"],
-                ((f"`{c}`", *_meaning(str(c), own), str(frame[c].dtype)) for c in frame),
+                ["column", "type", "unit", "meaning"],
+                ((f"`{c}`", str(frame[c].dtype), *_meaning(str(c), own)) for c in frame),
             ),
         ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def _meaning(column: str, own: Mapping[str, str]) -> tuple[str, str]:
-    """Return a column's meaning and unit; KeyError for one that nothing describes."""
+    """Return a column's unit and meaning; KeyError for one that nothing describes."""
     if column in own:
         unit = "nats" if "in nats" in own[column] else ""
-        return own[column], unit or {"seconds": "seconds"}.get(column, "number")
+        return unit or {"seconds": "seconds"}.get(column, ""), own[column]
     if column in Space.model_fields:
-        return Space.model_fields[column].description or "", _units(column)
+        return _units(column), Space.model_fields[column].description or ""
     for prefix, words in (("last_", "After the last epoch"), ("best_", "The best of all epochs")):
         inner = column.removeprefix(prefix)
         if inner in CURVES and inner != column:
             unit, text = _MEANINGS[inner]
-            return f"{words}: {text[0].lower()}{text[1:]}", unit
+            return unit, f"{words}: {text[0].lower()}{text[1:]}"
     if column not in _MEANINGS:
         raise KeyError(f"column {column}: give it a unit and a meaning in docs/generate.py")
-    unit, text = _MEANINGS[column]
-    return text, unit
+    return _MEANINGS[column]
 
 
 def _units(name: str) -> str:
@@ -456,14 +470,15 @@ def exit_codes() -> dict[int, list[tuple[str, str]]]:
 def _codes_of(kind: Any) -> Iterable[tuple[int, str]]:
     """Return an error's exit codes, each with its sentence; a signal's depends on the signal."""
     text = (inspect.getdoc(kind) or "").split("\n")[0]
+    signals = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
     if kind is errors.SearchInterruptedError:
-        arguments: tuple[object, ...] = (Path("run"), 0, 1)
+        stopped = [kind(number, Path("run"), 0, 1) for number in signals]
     elif kind is errors.InterruptedEarlyError:
-        arguments = ()
+        stopped = [kind(number) for number in signals]
     else:
         return [(kind.exit_code, text)]
-    signals = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
-    return [(kind(one, *arguments).exit_code, f"{one.name}: {text}") for one in signals]
+    codes = [error.exit_code for error in stopped]
+    return [(code, f"{number.name}: {text}") for code, number in zip(codes, signals, strict=True)]
 
 
 def _exit_codes_page() -> str:

@@ -62,13 +62,13 @@ def printed(table):
 
 
 def test_each_verdict_has_its_sentence():
-    """What helps, what hurts, and of what no difference was seen, by name."""
+    """What is better, what is worse, and what makes no difference that matters, by name."""
     lines = remedy_lines(
         study({("weight_decay", 0.1): -0.2, ("l1", 0.2): 0.2, ("augmentation", 0.3): 0.0})
     )
-    assert "Helps: weight decay (L2)." in lines
-    assert "Hurts: L1." in lines
-    assert "No difference seen: augmentation." in lines
+    assert "Better: weight decay (L2)." in lines
+    assert "Worse: L1." in lines
+    assert "No difference that matters: augmentation." in lines
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_confirmation_says_who_may_be_the_best():
     """Those that cannot be told apart are named, the worse one is not; images count apart."""
     found = confirmation({3: 0.4, 5: 0.4, 8: 0.9}, 5)
     first, second, third, *_ = confirmation_lines(found)
-    assert first.startswith("Trials 3 and 5 cannot be told apart")
+    assert first.startswith("Between trials 3 and 5 there is no difference that matters")
     assert second.startswith("Winner: trial 5")
     assert "of 1,000 images" in third
     rows = printed(confirmation_table(found)).splitlines()
@@ -147,7 +147,7 @@ def test_a_confirmation_says_who_may_be_the_best():
 def test_a_lone_winner_is_better_than_all_others():
     """One trial that none can be confused with is named alone."""
     found = confirmation({3: 0.4, 8: 0.9}, 3)
-    assert confirmation_lines(found)[0].startswith("Trial 3 is better than all others")
+    assert confirmation_lines(found)[0].startswith("Trial 3 is better than every other by")
 
 
 def test_without_a_winner_the_reason_is_said():

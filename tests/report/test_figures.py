@@ -241,10 +241,10 @@ def test_a_remedy_has_its_interval():
     effects = remedies().effects
     figure = figures.remedy_effects(effects)
     verdicts = {part.name: part for part in figure.data}
-    assert set(verdicts) == {"helps", "hurts", "no difference seen"}
+    assert set(verdicts) == {"better", "worse", "not settled"}
     assert len({part.marker.symbol for part in verdicts.values()}) == 3
     row = effects.set_index("remedy").loc["augmentation"]
-    drawn = verdicts["hurts"]
+    drawn = verdicts["worse"]
     assert drawn.x[0] == pytest.approx(row["difference"])
     assert drawn.x[0] + drawn.error_x.array[0] == pytest.approx(row["high"])
     assert drawn.x[0] - drawn.error_x.arrayminus[0] == pytest.approx(row["low"])

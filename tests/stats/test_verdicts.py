@@ -13,11 +13,15 @@ from tune_softmax.errors import ExperimentError, ResultsError
 from tune_softmax.stats.intervals import binomial_interval, mean_interval, paired_intervals
 from tune_softmax.stats.verdicts import (
     Verdict,
+    _compare_all,
     _from_best_to_last,
-    _may_be_best,
+    better_on_validation,
     choose_strengths,
+    default_margin,
     effects,
+    losses_at_stops,
     overfitting,
+    winner_sentence,
     winners,
 )
 
@@ -95,8 +99,8 @@ def test_effects_are_paired_t_tests_with_bonferronis_correction():
 
     assert table.columns.tolist() == [
         *("remedy", "strength", "strength_label", "metric", "num_seeds", "num_comparisons"),
-        *("baseline_mean", "remedy_mean", "difference", "low", "high", "p_value", "verdict"),
-        "reason",
+        *("baseline_mean", "remedy_mean", "difference", "low", "high", "p_value", "margin"),
+        *("verdict", "reason"),
     ]
     l2 = 1 + int(validation[:, 2].mean() < validation[:, 1].mean())
     for row, arm in zip(table.itertuples(), [l2, 3, 4], strict=True):
@@ -108,7 +112,8 @@ def test_effects_are_paired_t_tests_with_bonferronis_correction():
         assert row.baseline_mean == pytest.approx(test[:, 0].mean())
         assert row.remedy_mean == pytest.approx(test[:, arm].mean())
         assert row.difference == pytest.approx(row.remedy_mean - row.baseline_mean)
-    assert table["verdict"].tolist() == ["helps", "no difference seen", "hurts"]
+    assert table["verdict"].tolist() == ["better", "not settled", "worse"]
+    assert table["margin"].tolist() == pytest.approx([0.01 * test[:, 0].mean()] * 3)
     assert table["reason"].tolist() == ["", "", ""]
 
 
@@ -119,11 +124,11 @@ def test_more_accuracy_helps():
     keys = [("baseline", 0.0), ("l2", 1.0), ("l1", 1.0)]
     arms = as_arms(dict(zip(keys, losses, strict=True)))
     table = effects(arms, "test_accuracy")
-    assert table["verdict"].tolist() == ["helps", "hurts"]
+    assert table["verdict"].tolist() == ["better", "worse"]
     assert table["difference"][0] > 0
-    assert effects(arms)["verdict"].tolist() == ["helps", "hurts"]
+    assert effects(arms)["verdict"].tolist() == ["better", "worse"]
     arms["gap"] = arms["test_loss"]
-    assert effects(arms, "gap")["verdict"].tolist() == ["helps", "hurts"]
+    assert effects(arms, "gap")["verdict"].tolist() == ["better", "worse"]
 
 
 def test_an_arm_against_itself_shows_no_difference():
@@ -136,9 +141,9 @@ def test_an_arm_against_itself_shows_no_difference():
     quiet = 0
     for _ in range(100):
         pairs = similar(rng, 5, len(keys)).transpose(2, 0, 1)
-        table = effects(as_arms(dict(zip(keys, pairs, strict=True))))
+        table = effects(as_arms(dict(zip(keys, pairs, strict=True))), margin=0)
         assert len(table) == 7
-        quiet += (table["verdict"] == Verdict.UNCLEAR).all()
+        quiet += not set(table["verdict"]) & {Verdict.BETTER, Verdict.WORSE}
     assert quiet >= 93
 
 
@@ -186,8 +191,9 @@ def test_a_real_difference_is_found(num_seeds, effect):
     right = 0
     for _ in range(20):
         losses = similar(rng, num_seeds, len(keys)) + shift
-        table = effects(as_arms(dict(zip(keys, losses.transpose(2, 0, 1), strict=True))))
-        right += table["verdict"].tolist() == ["helps", "hurts"] + ["no difference seen"] * 5
+        arms = as_arms(dict(zip(keys, losses.transpose(2, 0, 1), strict=True)))
+        table = effects(arms, margin=0)
+        right += table["verdict"].tolist() == ["better", "worse"] + ["not settled"] * 5
     assert right >= 18
 
 
@@ -209,7 +215,8 @@ def test_without_an_interval_there_is_no_verdict(baseline, remedy, difference, r
     assert row["difference"] == pytest.approx(difference, nan_ok=True)
     assert (row["low"], row["high"]) == (-math.inf, math.inf)
     assert math.isnan(row["p_value"])
-    assert row["verdict"] == "no difference seen"
+    same = reason.startswith("0 at all")  # the very same model
+    assert row["verdict"] == ("no difference that matters" if same else "not settled")
     assert row["reason"] == reason
 
 
@@ -217,21 +224,35 @@ LOSSES = st.sampled_from([math.nan, math.inf, 0.25, 0.5]) | st.floats(0, 10)
 
 
 @settings(deadline=None, max_examples=50)  # a dataframe takes its time on a busy machine
-@given(st.data(), st.integers(1, 4), st.integers(1, 4), st.sampled_from([0.5, 0.95]))
-def test_interval_p_value_and_verdict_agree(data, num_seeds, num_remedies, confidence):
-    """For any numbers: a verdict is an interval without 0 is a p-value below 1 - confidence."""
+@given(
+    st.data(),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from([0.5, 0.95]),
+    st.sampled_from([0, 0.1, 1]),
+)
+def test_interval_p_value_margin_and_verdict_agree(
+    data, num_seeds, num_remedies, confidence, margin
+):
+    """For any numbers: a verdict is where the interval lies, and p is against 0."""
     row = st.lists(LOSSES, min_size=num_seeds, max_size=num_seeds)
     keys = [("baseline", 0.0), *((name, 1.0) for name in REMEDIES[:num_remedies])]
-    table = effects(as_arms({key: data.draw(row) for key in keys}), "test_loss", confidence)
+    table = effects(
+        as_arms({key: data.draw(row) for key in keys}), "test_loss", confidence, margin
+    )
     for row in table.itertuples():
-        assert (row.verdict == "helps") == (row.high < 0)
-        assert (row.verdict == "hurts") == (row.low > 0)
+        assert (row.verdict == "better") == (row.high < -margin)
+        assert (row.verdict == "worse") == (row.low > margin)
+        is_within = -margin <= row.low and row.high <= margin
+        assert (row.verdict == "no difference that matters") == (
+            is_within or row.reason.startswith("0 at all")
+        )
         assert math.isinf(row.low) == math.isinf(row.high) == math.isnan(row.p_value)
         assert bool(row.reason) == math.isnan(row.p_value)
         if row.p_value < 0.999 * (1 - confidence):
-            assert row.verdict in {"helps", "hurts"}
+            assert row.low > 0 or row.high < 0
         if row.p_value > 1.001 * (1 - confidence):
-            assert row.verdict == "no difference seen"
+            assert row.low <= 0 <= row.high
 
 
 @pytest.mark.parametrize("shuffle", range(3))
@@ -294,7 +315,7 @@ def falling(num_epochs=40):
     return 0.4 + 0.5 * np.exp(-np.arange(num_epochs) / 8)
 
 
-def test_noise_on_a_falling_curve_is_nothing_to_cure():
+def test_noise_on_a_falling_curve_is_no_overfitting():
     """Of 100 studies with noise above the floor, at least 95 find nothing.
 
     The rise above each curve's own minimum would have found something in most.
@@ -342,7 +363,7 @@ def test_a_real_rise_is_found():
     assert all(abs(verdict.best_epoch - 15) <= 8 for verdict in verdicts)
     found = next(verdict for verdict in verdicts if verdict.is_overfitting)
     assert found.sentence.startswith(f"Overfitting: from its best epoch (about {found.best_epoch}")
-    assert f"{found.rise:+.4f} nats, 95% interval {found.low:+.4f} to" in found.sentence
+    assert f"{found.rise:+.4f} nats (95% interval {found.low:+.4f} to" in found.sentence
 
 
 def test_each_seed_is_measured_where_those_before_it_are_best():
@@ -359,14 +380,14 @@ def test_each_seed_is_measured_where_those_before_it_are_best():
     assert verdict.floor == pytest.approx(0.00525)
 
 
-def test_a_certain_but_tiny_rise_is_nothing_to_cure():
+def test_a_certain_but_tiny_rise_does_not_matter():
     """A rise of half a per cent, beyond doubt above 0, stays below the floor of 1 %."""
     rng = np.random.default_rng(8)
     curves = rng.normal([0.4, 0.402], 1e-5, size=(5, 2))
     verdict = overfitting(as_epochs(curves))
     assert verdict.low > 0
     assert not verdict.is_overfitting
-    assert verdict.sentence.startswith("Nothing to cure: from its best epoch (about 1) to epoch 2")
+    assert verdict.sentence.startswith("No rise that matters: from its best epoch (about 1)")
     tiny = overfitting(as_epochs(curves / 100))
     assert tiny.floor == 0.001  # nats, where 1 % of a loss near 0 would be nothing at all
 
@@ -376,7 +397,7 @@ def test_a_rise_among_noise_is_not_shown():
     verdict = overfitting(as_epochs([[0.4, 0.5], [0.4, 0.5], [0.4, 0.41], [0.4, 0.45]]))
     assert verdict.low < verdict.floor < verdict.high
     assert not verdict.is_overfitting
-    assert verdict.sentence.startswith("Not shown: from its best epoch")
+    assert verdict.sentence.startswith("Not settled: from its best epoch")
 
 
 @pytest.mark.parametrize(
@@ -388,13 +409,13 @@ def test_a_rise_among_noise_is_not_shown():
         ([[0.4, math.inf], [0.4, math.inf]], "No verdict: a validation loss is not finite"),
         (
             [falling(), falling() + 0.01, falling()],
-            "Nothing to cure: the validation loss is lowest after",
+            "The validation loss does not rise again: the last epoch is its best. After epoch 40",
         ),
         (
             [[0.5], [0.6], [0.7]],
-            "Nothing to cure: the validation loss is lowest after the last epoch.",
+            "The validation loss does not rise again: the last epoch is its best. After",
         ),
-        ([[0.4, 0.9], [0.4, 0.9], [0.4, 0.9]], "Not shown: from its best epoch"),
+        ([[0.4, 0.9], [0.4, 0.9], [0.4, 0.9]], "Not settled: from its best epoch"),
     ],
 )
 def test_without_an_interval_there_is_no_overfitting(curves, sentence):
@@ -444,6 +465,7 @@ def test_winners_describe_every_trial():
         *("trial", "num_seeds", "mean_test_accuracy", "accuracy_low", "accuracy_high"),
         *("binomial_low", "binomial_high", "binomial_half_width", "mean_test_loss", "loss_low"),
         *("loss_high", "validation_loss", "validation_accuracy", "accuracy_drop", "is_winner"),
+        *("metric", "margin", "verdict"),
     ]
     assert table["trial"].tolist() == [11, 12, 10]
     assert table["is_winner"].tolist() == [True, True, False]
@@ -470,7 +492,7 @@ def test_trials_are_compared_pair_by_pair_one_sided():
         losses = rng.normal(scale=0.1, size=(4, 1)) + rng.normal(
             [1, 1.02, 1.05], 0.02, size=(4, 3)
         )
-        table = winners(*as_replicates(losses), 100).set_index("trial")
+        table = winners(*as_replicates(losses), 100, margin=0).set_index("trial")
         for i in range(3):
             p = [
                 stats.ttest_rel(losses[:, i], losses[:, j], alternative="greater").pvalue
@@ -492,7 +514,7 @@ def test_the_best_trial_is_among_the_winners():
     noise = np.array([0.03, *[0.01] * 9])
     kept = num_winners = 0
     for _ in range(1000):
-        winning = _may_be_best(rng.normal(means, noise, size=(5, 10)), 0.05 / 9)
+        winning = _compare_all(rng.normal(means, noise, size=(5, 10)), 0.05 / 9, 0.0)[0]
         kept += winning[0]
         num_winners += winning[7:].sum()
     assert kept / 1000 >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / 1000)
@@ -547,3 +569,143 @@ def test_replicates_that_do_not_match_are_refused():
         winners(replicates, validation, 100, "validation_loss")
     more = pd.concat([validation, validation.assign(trial=[98, 99])])
     assert len(winners(replicates, more, 100)) == 2
+
+
+def test_the_default_margin_is_a_part_of_a_loss():
+    """1 % of it and at least 0.001 nats; of an accuracy 20 images in 10,000."""
+    assert default_margin("test_loss", 0.45) == pytest.approx(0.0045)
+    assert default_margin("test_loss", 0.01) == 0.001
+    assert default_margin("gap", -0.5) == 0.001
+    assert default_margin("validation_loss", math.inf) == 0.001
+    assert default_margin("test_accuracy", 0.45) == 0.002
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"),
+    [
+        (0.0002, "no difference that matters"),
+        (-0.0002, "no difference that matters"),
+        (0.02, "worse"),
+        (-0.02, "better"),
+        (0.005, "not settled"),
+        (-0.005, "not settled"),
+    ],
+)
+def test_a_certain_difference_matters_beyond_the_margin_alone(shift, verdict):
+    """+0.0002 nats at every seed is no harm, however surely it is above 0."""
+    rng = np.random.default_rng(0)
+    base = 0.5 + rng.normal(scale=0.01, size=10)
+    other = base + shift + rng.normal(scale=1e-4 if abs(shift) < 0.001 else 1e-3, size=10)
+    arms = as_arms({("baseline", 0.0): base, ("l1", 1.0): other})
+    row = effects(arms).iloc[0]
+    assert (row["low"] > 0) or (row["high"] < 0)
+    assert row["verdict"] == verdict
+    assert effects(arms, margin=0.1)["verdict"][0] == "no difference that matters"
+    assert effects(arms, margin=0)["verdict"][0] == ("worse" if shift > 0 else "better")
+
+
+@pytest.mark.parametrize("margin", [-0.1, math.inf, math.nan])
+def test_an_odd_margin_is_refused(margin):
+    """Below 0, and what no difference can reach."""
+    with pytest.raises(ExperimentError, match="margin: must be a number >= 0, not"):
+        effects(TWO, margin=margin)
+    with pytest.raises(ExperimentError, match="margin: must be a number >= 0, not"):
+        winners(*as_replicates(np.ones((2, 2))), 100, margin=margin)
+
+
+def confirmed(means, noise=1e-4, num_seeds=6, **options):
+    """Return the winners of trials 10, 11, ... of these mean losses, and their sentence."""
+    losses = np.random.default_rng(0).normal(means, noise, size=(num_seeds, len(means)))
+    table = winners(*as_replicates(losses), 100, **options)
+    return table.set_index("trial")["verdict"].to_dict(), winner_sentence(table)
+
+
+@pytest.mark.parametrize(
+    ("means", "verdicts", "sentence"),
+    [
+        (
+            [0.3],
+            ["not settled"],
+            "Trial 10 was confirmed alone: there is none to compare it with.",
+        ),
+        (
+            [0.3, 0.4],
+            ["better", "worse"],
+            "Trial 10 is better than every other by more than 0.0030 nats of test loss.",
+        ),
+        (
+            [0.3, 0.3004, 0.4],
+            ["no difference that matters"] * 2 + ["worse"],
+            (
+                "Between trials 10 and 11 there is no difference that matters, which is more than "
+                "0.0030 nats of test loss."
+            ),
+        ),
+        ([0.3, math.nan], ["not settled", "diverged"], "Trial 10 is the only one that no other"),
+        ([math.nan, math.nan], ["diverged"] * 2, "No winner: every trial diverged at a seed"),
+    ],
+)
+def test_winners_are_called_better_only_where_they_are(means, verdicts, sentence):
+    """One trial alone, and the only one left, are not better than all others."""
+    found, said = confirmed(means)
+    assert list(found.values()) == verdicts
+    assert said.startswith(sentence)
+
+
+def test_what_few_seeds_leave_open_is_said():
+    """Neither better nor alike by three seeds of much noise."""
+    found, said = confirmed([0.3, 0.31], noise=0.01, num_seeds=3)
+    assert set(found.values()) == {"not settled"}
+    assert said.startswith("Between trials 10 and 11 it is not settled which is better by more")
+
+
+def test_a_margin_keeps_near_trials_among_the_winners():
+    """A trial that is worse by less than matters may win all the same."""
+    assert confirmed([0.3, 0.301], margin=0)[0] == {10: "better", 11: "worse"}
+    found, said = confirmed([0.3, 0.301], margin=0.01)
+    assert set(found.values()) == {"no difference that matters"}
+    assert "0.0100 nats of test loss" in said
+
+
+def test_a_loss_at_a_stop_is_of_the_other_seeds():
+    """By hand; a curve that ended earlier counts with its last value, a failed one not at all."""
+    curves = {5: [9, 1, 2, 3], 6: [9, 4, 8, 8], 7: [7, 6]}
+    found = losses_at_stops({5: 1, 6: 3, 7: 0}, curves)
+    assert found == {5: (4 + 6) / 2, 6: (3 + 6) / 2, 7: 9}
+    assert losses_at_stops({5: 1, 6: 2}, {5: [9, 1, 2, 3], 6: []}) == {5: math.inf, 6: 2}
+
+
+def test_the_least_of_a_flat_curve_flatters_and_other_seeds_do_not():
+    """Noise of 0.01 around 0.5: the own least is far below, the others' mean is right."""
+    rng = np.random.default_rng(1)
+    own, fair = [], []
+    for _ in range(500):
+        curves = rng.normal(0.5, 0.01, size=(5, 40))
+        own.append(curves.min(axis=1).mean())
+        stops = dict(enumerate(curves.argmin(axis=1).tolist()))
+        losses = losses_at_stops(stops, dict(enumerate(curves.tolist())))
+        fair.append(np.mean([*losses.values()]))
+    assert np.mean(own) < 0.48
+    assert np.mean(fair) == pytest.approx(0.5, abs=4 * np.std(fair) / math.sqrt(500))
+
+
+def test_few_equal_remedies_seem_better_on_validation():
+    """Of 7 remedies of 4 strengths, equal in truth, at most 5 % pass, and 2 standard errors."""
+    rng = np.random.default_rng(9)
+    keys = [("baseline", 0.0)] + [(remedy, s) for remedy in REMEDIES for s in range(1, 5)]
+    passed = 0
+    for _ in range(40):
+        losses = similar(rng, 5, len(keys))[0].T
+        passed += len(better_on_validation(as_arms(dict(zip(keys, losses, strict=True))), 0))
+    assert passed <= 280 * (0.05 + 2 * math.sqrt(0.05 * 0.95 / 280))
+
+
+def test_a_remedy_that_is_better_on_validation_is_found():
+    """With noise, without any, and not where it is by less than the margin."""
+    rng = np.random.default_rng(9)
+    base = 0.5 + rng.normal(scale=0.001, size=3)
+    arms = {("baseline", 0.0): base, ("l2", 1.0): base - 0.1 + rng.normal(scale=1e-3, size=3)}
+    arms |= {("l1", 1.0): base - 0.2, ("combined", 1.0): base - 0.001}
+    found = better_on_validation(as_arms(arms))
+    assert found["remedy"].tolist() == ["l2", "l1"]
+    assert better_on_validation(as_arms(arms), 0.15)["remedy"].tolist() == ["l1"]

@@ -140,6 +140,24 @@ def test_fewer_than_before_are_refused(confirmed, option):
         confirm.confirm(found.folder.path, **option)
 
 
+def test_another_margin_judges_again_without_training(confirmed):
+    """A margin of 100 nats settles that nothing differs; it stays until another is given."""
+    _, found = confirmed
+    done = command("confirm", found.folder.path, "--margin", 100)
+    assert done.returncode == 0, done.stderr
+    assert "there is no difference that matters, which is more than 100.0000 nats" in done.stdout
+    assert openings(found.folder) == openings(found.folder)[:1]
+    again = confirm.load(found.folder.path)
+    assert again.winners["is_winner"].all()
+    assert set(again.winners["margin"]) == {100}
+    assert again.winner == results.load(found.folder.path).best().number
+    assert command("confirm", found.folder.path, "--margin", 0).returncode == 0
+    assert set(confirm.load(found.folder.path).winners["margin"]) == {0}
+    wrong = command("confirm", found.folder.path, "--margin", -1)
+    assert wrong.returncode == 2
+    assert "margin: must be a number >= 0, not -1.0" in wrong.stderr
+
+
 def test_resume_goes_on_with_a_confirmation_by_its_own_folder(confirmed):
     """What a signal's message names can be typed."""
     _, found = confirmed

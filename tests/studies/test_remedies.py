@@ -134,7 +134,7 @@ def test_the_run_keeps_every_rule(studied):
 def test_what_is_printed_begins_with_whether_there_was_anything_to_cure(studied):
     """The verdict on overfitting comes first; what was left out is said."""
     printed, found = studied
-    assert printed.index(found.overfitting.sentence) < printed.index("means over seeds")
+    assert printed.index(found.overfitting.sentence) < printed.index("Means over seeds")
     assert "Equal tuning budget: each remedy had 2 strengths" in printed
     assert "Left out or failed: smaller_model: the base is softmax regression" in printed
     for line in remedy_lines(found):
@@ -238,7 +238,7 @@ def test_a_linear_world_without_noise_has_nothing_to_cure(tmp_path, write_idx):
     assert not found.overfitting.is_overfitting
     assert found.overfitting.sentence.startswith("Nothing to cure")
     verdicts = found.effects.set_index("remedy")["verdict"]
-    assert Verdict.HELPS not in set(verdicts)
+    assert Verdict.BETTER not in set(verdicts)
 
 
 def test_one_per_cent_of_fashion_mnist_is_overfitted(tmp_path, fashion_mnist_dir):
@@ -254,5 +254,5 @@ def test_one_per_cent_of_fashion_mnist_is_overfitted(tmp_path, fashion_mnist_dir
     assert found.overfitting.is_overfitting
     effects = found.effects.set_index("remedy")
     for remedy in ("weight_decay", "more_data", "combined"):
-        assert effects.loc[remedy, "verdict"] == Verdict.HELPS
+        assert effects.loc[remedy, "verdict"] == Verdict.BETTER
         assert effects.loc[remedy, "high"] < 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
@@ -15,10 +15,8 @@ from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.connect import connect
 from tune_softmax.experiment.experiment import Resources
 
-if TYPE_CHECKING:
+with fast_start.use("import"):
     from ray import tune
-else:
-    tune = fast_start.import_tune()
 
 __all__ = ["main"]
 
@@ -86,7 +84,7 @@ def _time_reports(folder: str) -> float:
             verbose=0,
         ),
     )
-    with fast_start.tuning():
+    with fast_start.use("fit"):
         seconds: float = tuner.fit()[0].metrics["seconds"]
     return seconds / NUM_REPORTS
 

@@ -24,10 +24,8 @@ from tune_softmax.scheduler.asha import Rungs
 from tune_softmax.scheduler.dispatcher import Dispatcher
 from tune_softmax.scheduler.judge import Judge
 
-if TYPE_CHECKING:
+with fast_start.use("import"):
     from ray import tune
-else:
-    tune = fast_start.import_tune()
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,7 +161,7 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
             ],
         ),
     )
-    with fast_start.tuning():
+    with fast_start.use("fit"):
         tuner.fit()
 
 

@@ -20,10 +20,8 @@ from tune_softmax.engine.arrays import ArrayData
 from tune_softmax.metrics import FinalTest, Report, State
 from tune_softmax.scheduler.messages import PackResult
 
-if TYPE_CHECKING:
+with fast_start.use("import"):
     from ray import tune
-else:
-    tune = fast_start.import_tune()
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

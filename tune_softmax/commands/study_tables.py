@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tune_softmax.commands.tables import Column, Table
 from tune_softmax.errors import command
-from tune_softmax.stats.verdicts import Verdict
+from tune_softmax.stats.verdicts import Verdict, winner_sentence
 from tune_softmax.stats.wording import and_list, count, interval_text, words
 
 if TYPE_CHECKING:
@@ -79,9 +79,10 @@ def remedy_lines(found: Remedies) -> list[str]:
     num_seeds = arms["seed"].nunique()
     lines = []
     for verdict, begin in (
-        (Verdict.HELPS, "Helps"),
-        (Verdict.HURTS, "Hurts"),
-        (Verdict.UNCLEAR, "No difference seen"),
+        (Verdict.BETTER, "Better"),
+        (Verdict.WORSE, "Worse"),
+        (Verdict.NO_DIFFERENCE, "No difference that matters"),
+        (Verdict.UNSETTLED, "Not settled"),
     ):
         names = effects.loc[effects["verdict"] == verdict, "remedy"]
         if len(names):
@@ -98,7 +99,8 @@ def remedy_lines(found: Remedies) -> list[str]:
         ),
         (
             f"The intervals hold together, at 95 % for all {effects['num_comparisons'].iloc[0]} "
-            "comparisons with the baseline."
+            "comparisons with the baseline; differences up to "
+            f"{effects['margin'].iloc[0]:.4f} nats do not matter."
         ),
     ]
     lines += [f"Left out or failed: {note}." for note in found.notes]
@@ -152,18 +154,16 @@ def confirmation_table(found: Confirmation) -> Table:
 def confirmation_lines(found: Confirmation) -> list[str]:
     """Return what a confirmation has shown and what it has not, in sentences."""
     winners = found.winners
-    names = winners.loc[winners["is_winner"], "trial"].tolist()
     if found.winner is None:
         return ["No winner: every trial diverged at a seed when it was trained again."]
-    if len(names) > 1:
-        told = f"Trials {and_list(names)} cannot be told apart by these seeds"
-    else:
-        told = f"Trial {names[0]} is better than all others"
     row = winners.set_index("trial").loc[found.winner]
     reach = row["binomial_half_width"]
     return [
-        f"{told}; the best is among them with 95 % confidence.",
-        f"Winner: trial {found.winner}, of them the best by the search's validation.",
+        winner_sentence(winners),
+        (
+            f"Winner: trial {found.winner}, of those that no other is shown to beat the best by "
+            "the search's validation; the truly best is among them with 95 % confidence."
+        ),
         (
             f"Its test accuracy {row['mean_test_accuracy']:.4f} is of {found.num_test_images:,} "
             f"images: others would change it by about {reach:.4f} or less, at 95 %; the intervals "

@@ -1,4 +1,4 @@
-"""What a study of remedies may be asked: the section `remedies` of an experiment file.
+"""The section `remedies` of an experiment file: what a study of remedies compares.
 
 Each remedy against overfitting has a list of strengths to choose from, as many as every other one,
 so that none is tuned more than the others.
@@ -94,6 +94,12 @@ class RemedyOptions(Frozen):
         default="auto",
         description="Fractions of the training images above dataset.train_fraction, <= 1; auto "
         "takes equal factors up to all of them.",
+    )
+    margin: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        default="auto",
+        description="The smallest difference of the test loss that matters, in nats, >= 0; auto "
+        "is 1 % of the baseline's loss and at least 0.001, near half of the standard error that a "
+        "test set of 10,000 images leaves.",
     )
     less_data: Annotated[tuple[_Part, ...], BeforeValidator(_strengths(_Part))] = Field(
         default=(),

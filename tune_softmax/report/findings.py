@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tune_softmax.studies.confirm import Confirmation
     from tune_softmax.studies.remedies import Remedies
 
-__all__ = ["best_of", "effective_verdicts", "sentences"]
+__all__ = ["best_of", "sentences"]
 
 _BEST = {"min": "lowest", "max": "highest"}
 
@@ -52,12 +52,6 @@ def best_of(search: Results) -> Best | None:
         return search.best()
     except ResultsError:
         return None
-
-
-def effective_verdicts(effects: pd.DataFrame) -> pd.Series[str]:
-    """Return each remedy's verdict, `no difference seen` where its interval includes 0."""
-    holds_zero = (effects["low"] <= 0) & (effects["high"] >= 0)
-    return effects["verdict"].mask(holds_zero, str(Verdict.UNCLEAR))
 
 
 def _asked(inputs: Inputs, search: Results) -> str:
@@ -166,10 +160,10 @@ def _of_remedies(inputs: Inputs) -> list[str]:
     remedies = inputs.remedies
     if remedies is None or remedies.effects.empty:
         return ["This folder holds neither a search nor a finished study of remedies."]
-    effects = remedies.effects.assign(verdict=effective_verdicts(remedies.effects))
+    effects = remedies.effects
     singles = effects[effects["remedy"] != "combined"]
     num_seeds = remedies.arms["seed"].nunique()
-    helping, hurting = (_which(singles, verdict) for verdict in (Verdict.HELPS, Verdict.HURTS))
+    helping, hurting = (_which(singles, verdict) for verdict in (Verdict.BETTER, Verdict.WORSE))
     asked = (
         f"The study compares {count(len(singles), 'remedy', 'remedies')} against overfitting, "
         f"each alone and all that help together, by the {_metric(effects)} on "
@@ -185,14 +179,14 @@ def _of_remedies(inputs: Inputs) -> list[str]:
 
 
 def _cured(remedies: Remedies) -> str:
-    effects = remedies.effects.assign(verdict=effective_verdicts(remedies.effects))
-    helping, hurting = (_which(effects, verdict) for verdict in (Verdict.HELPS, Verdict.HURTS))
+    effects = remedies.effects
+    helping, hurting = (_which(effects, verdict) for verdict in (Verdict.BETTER, Verdict.WORSE))
     return f"{_capitalized(helping)}; {hurting}; {_undecided(effects)}."
 
 
 def _which(effects: pd.DataFrame, verdict: Verdict) -> str:
     """Return which remedies have a verdict, the strongest first, with their intervals."""
-    is_lower = _is_lower_better(effects) == (verdict is Verdict.HELPS)
+    is_lower = _is_lower_better(effects) == (verdict is Verdict.BETTER)
     did = f"{'lowered' if is_lower else 'raised'} the {_metric(effects)}"
     rows = effects[effects["verdict"] == verdict]
     rows = rows.sort_values("difference", key=abs, ascending=False)
@@ -202,10 +196,15 @@ def _which(effects: pd.DataFrame, verdict: Verdict) -> str:
 
 
 def _undecided(effects: pd.DataFrame) -> str:
-    rows = effects[effects["verdict"] == Verdict.UNCLEAR]
-    if rows.empty:
-        return "every remedy made a difference"
-    return f"no difference was seen for {and_list([words(name) for name in rows['remedy']])}"
+    found = []
+    for verdict, text in (
+        (Verdict.NO_DIFFERENCE, "there is no difference that matters for"),
+        (Verdict.UNSETTLED, "not settled is"),
+    ):
+        names = effects.loc[effects["verdict"] == verdict, "remedy"]
+        if len(names):
+            found.append(f"{text} {and_list(map(words, names))}")
+    return "; ".join(found) or "every remedy made a difference"
 
 
 def _together(effects: pd.DataFrame, singles: pd.DataFrame) -> str:

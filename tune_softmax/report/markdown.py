@@ -75,7 +75,6 @@ def _drawn(inputs: Inputs) -> Iterator[tuple[str, Callable[[Path], None], str]]:
         )
     if inputs.remedies is not None:
         effects = inputs.remedies.effects
-        effects = effects.assign(verdict=findings.effective_verdicts(effects))
         yield (
             "remedies",
             lambda path: stills.save_effects(path, effects),

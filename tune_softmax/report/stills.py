@@ -106,7 +106,7 @@ def draw_effects(effects: pd.DataFrame) -> Figure:
     """
     figure = Figure(figsize=(7.2, 1.2 + 0.4 * len(effects)), layout="constrained")
     axes = figure.subplots()
-    colors = {"helps": GREEN, "hurts": PURPLE}
+    colors = {"better": GREEN, "worse": PURPLE}
     for place, row in enumerate(effects.iloc[::-1].to_dict("records")):
         color = colors.get(str(row["verdict"]), GREY)
         axes.plot([row["low"], row["high"]], [place, place], color=color)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tune_softmax.report import figures, findings
+from tune_softmax.report import figures
 from tune_softmax.report.parts import (
     Command,
     Drawing,
@@ -55,7 +55,6 @@ def remedies(inputs: Inputs) -> Section:
     """Return what each remedy does, and at which strengths."""
     assert inputs.remedies is not None, "the caller has checked"
     arms, effects = inputs.remedies.arms, inputs.remedies.effects
-    effects = effects.assign(verdict=findings.effective_verdicts(effects))
     caption = (
         "Each remedy at the strength that the validation loss chose. Lines are intervals over "
         "seeds that hold for all remedies together. Where one includes zero, no difference was "

@@ -134,6 +134,7 @@ def confirm(
     *,
     top: int | None = None,
     seeds: int | None = None,
+    margin: float | None = None,
     address: str | None = None,
     data_dir: Path | str | None = None,
     observe: Callable[[Snapshot], None] = lambda _snapshot: None,
@@ -147,15 +148,20 @@ def confirm(
         run: The search's run folder.
         top: How many of its best complete trials; by default as many as before, or 5.
         seeds: How many seeds, at least 2; by default as many as before, or 10.
+        margin: The smallest difference that matters, >= 0, in nats, or in accuracy where that is
+            the search's metric; by default as before, or `verdicts.default_margin`.
         address: HOST:PORT of a Ray cluster; by default a local one of our own.
         data_dir: Where datasets are.
         observe: Called with every change, to display it.
 
     Raises:
+        ExperimentError: The margin is out of range.
         ResultsError: There is no search, no trial is complete, it has other images now, or it
             was confirmed with more trials or seeds.
         SearchInterruptedError: A signal stopped it; to confirm again goes on.
     """
+    if margin is not None:
+        verdicts.check_margin(margin)
     found = results.load(run)
     before = _recorded(found)
     plan = _wanted(found, before, top, seeds)
@@ -173,6 +179,8 @@ def confirm(
         _train(found, plan, before, address, data_dir, observe)
         known = load(run)
         assert known is not None, "a run that ends without an error is finished"
+    if margin is not None and margin != known.winners["margin"].iloc[0]:
+        known = _with_margin(found, known, margin)
     if known.winner is not None and not found.folder.best.evaluation.exists():
         from tune_softmax.studies import winner
 
@@ -202,6 +210,7 @@ def load(run: Path | str) -> Confirmation | None:
     with closing(Ledger.open(found.folder.confirm.ledger)) as ledger, ledger.snapshot():
         states = {record.number: record.state for record in ledger.trials()}
         tests = ledger.test_results()
+        recorded = ledger.meta().get("margin")
     if len(states) < len(plan.pairs) or not all(state.is_final for state in states.values()):
         return None
     if not tests:
@@ -226,7 +235,11 @@ def load(run: Path | str) -> Confirmation | None:
     metric = found.experiment.search.metric
     num_images = sum(map(sum, next(iter(tests.values())).confusion))
     table = verdicts.winners(
-        replicates, seen, num_images, metric=metric.replace("validation", "test")
+        replicates,
+        seen,
+        num_images,
+        metric=metric.replace("validation", "test"),
+        margin=None if recorded is None else _margin(recorded, found.folder.confirm.ledger),
     )
     candidates = set(table.loc[table["is_winner"], "trial"])
     ranked = [int(number) for number in found.ranked()["number"] if number in candidates]
@@ -240,6 +253,31 @@ def load(run: Path | str) -> Confirmation | None:
         num_test_images=num_images,
         stale=_stale(found, plan),
     )
+
+
+def _with_margin(found: Results, known: Confirmation, margin: float) -> Confirmation:
+    """Record another margin, by which another trial may be the winner; none is trained again."""
+    folder = found.folder.confirm
+    with folder.writing(), closing(Ledger.open(folder.ledger, writable=True)) as ledger:
+        ledger.set_meta({"margin": repr(margin)}, "margin", margin=margin)
+    judged = load(found.folder.path)
+    assert judged is not None, "it was finished before"
+    if judged.winner != known.winner:
+        with found.folder.writing():
+            found.folder.best.remove()
+    return judged
+
+
+def _margin(recorded: str, place: object) -> float:
+    try:
+        margin = float(recorded)
+        verdicts.check_margin(margin)
+    except ValueError as error:
+        raise DamagedRunError(
+            f"{place}: table meta, key margin: must be a number >= 0, got {recorded!r}; restore "
+            "the folder from a copy"
+        ) from error
+    return margin
 
 
 def stale_winner(run: Path | str) -> str:

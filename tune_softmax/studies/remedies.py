@@ -48,7 +48,7 @@ _COLUMNS = {
         for what in ("loss", "accuracy")
         for split in ("train", "validation", "test")
     },
-    "gap": "float64",
+    **dict.fromkeys(["gap", "choice_loss"], "float64"),
     **dict.fromkeys(["epochs", "best_epoch", "trial"], "int64"),
 }
 _ORDER = ["remedy", "strength", "strength_label", "seed"]
@@ -65,13 +65,15 @@ class Remedies:
             `experiment.remedies.REMEDIES`, "less_data", which is no remedy, "combined"),
             `strength`, `strength_label`, `seed`, `train_loss`, `validation_loss`, `test_loss`,
             `train_accuracy`, `validation_accuracy`, `test_accuracy`, `gap` (validation minus
-            training loss), `epochs` trained, `best_epoch` by validation loss, `trial` (the number
-            under which the run's dataframes have its curve). With early stopping, in
-            combinations too, all are of the best epoch, else of the last. Training values are
-            running means over that epoch, of images as they were moved. What diverged is NaN.
+            training loss), `choice_loss` (the validation loss that chose among strengths, see
+            `RemedyPlan.choice_losses`), `epochs` trained, `best_epoch` by validation loss,
+            `trial` (the number under which the run's dataframes have its curve). With early
+            stopping, in combinations too, all are of the best epoch, else of the last. Training
+            values are running means over that epoch, of images as they were moved. What diverged
+            is NaN.
         effects: What each remedy at its chosen strength changes of the test loss, as
             `verdicts.effects` returns it.
-        overfitting: Whether the baseline gave anything to cure.
+        overfitting: Whether the baseline's validation loss rises again.
         num_strengths: How many strengths each remedy had to choose from.
         notes: What was left out, and why; what diverged.
     """
@@ -204,7 +206,9 @@ def load(run: Path | str) -> Remedies | None:
         folder=folder,
         experiment=experiment,
         arms=arms,
-        effects=verdicts.effects(compared),
+        effects=verdicts.effects(
+            compared.assign(validation_loss=compared["choice_loss"]), margin=plan.margin
+        ),
         overfitting=verdicts.overfitting(_baseline_epochs(plan, curves)),
         num_strengths=plan.num_strengths,
         notes=(*plan.left_out, *_failures(arms)),
@@ -240,8 +244,10 @@ def _arms(
     plan: RemedyPlan, curves: Mapping[int, list[EpochMetrics]], tests: Mapping[int, FinalTest]
 ) -> pd.DataFrame:
     """Return a row for each arm and seed, the arms in the order of the plan."""
+    losses = plan.choice_losses()
     rows = [
-        _row(arm, seed, curves.get(number, []), tests.get(number)) | {"trial": number}
+        _row(arm, seed, curves.get(number, []), tests.get(number))
+        | {"trial": number, "choice_loss": losses.get(number, math.nan)}
         for number, (arm, seed) in enumerate(plan.trials)
     ]
     rank = {(arm.remedy, arm.strength): index for index, arm in enumerate(plan.arms)}
@@ -262,7 +268,7 @@ def _row(arm: Arm, seed: int, curve: list[EpochMetrics], test: FinalTest | None)
         "best_epoch": 0,
     }
     if not curve:
-        missing = (name for name in _COLUMNS if name not in {*row, "trial"})
+        missing = (name for name in _COLUMNS if name not in {*row, "trial", "choice_loss"})
         return row | dict.fromkeys(missing, math.nan)
     losses = [metrics.validation_loss for metrics in curve]
     best = losses.index(min(losses))

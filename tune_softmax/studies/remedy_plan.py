@@ -1,8 +1,8 @@
 """The trials of a study of remedies, by number.
 
 Phase one is the baseline and every strength of every remedy, over seeds; it follows from the
-experiment. Phase two combines the remedies that lower the validation loss; it follows from the
-results of phase one.
+experiment. Phase two combines the remedies that are shown to lower the validation loss; it
+follows from the results of phase one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from tune_softmax.experiment.remedies import REMEDIES
 from tune_softmax.metrics import State
 from tune_softmax.scheduler.agenda import FixedList, Task, View
-from tune_softmax.stats.verdicts import choose_strengths
+from tune_softmax.stats.verdicts import better_on_validation, losses_at_stops
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["BASELINE", "COMBINED", "LESS_DATA", "Arm", "RemedyPlan"]
 
 BASELINE, COMBINED, LESS_DATA = "baseline", "combined", "less_data"
+EARLY_STOPPING = "early_stopping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,13 @@ class RemedyPlan:
         self.arms: list[Arm] = list(_single_arms(experiment))
         self.left_out: list[str] = list(_left_out(experiment))
         self.num_strengths: int = options.num_strengths
+        self.margin: float | None = None if options.margin == "auto" else options.margin
         self._trials: list[tuple[Arm, int]] = []  # by number: arm and seed
         self._tasks: list[Task] = []
         self._add(self.arms)
         self._num_single = len(self._trials)
         self._list = FixedList(self._tasks)  # sees what is added later
-        self._found: dict[int, float] = {}  # validation loss by number
+        self._curves: dict[int, list[float]] = {}  # by number; empty for one that failed
         self._is_combined = False
 
     @property
@@ -101,13 +103,33 @@ class RemedyPlan:
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
         """Take a trial's validation losses; when phase one is complete, plan phase two."""
-        loss = math.inf
-        if state is State.COMPLETE:
-            patience = self._trials[number][0].patience
-            loss = min(curve) if patience else curve[-1]
-        self._found[number] = loss
-        if not self._is_combined and len(self._found) == self._num_single:
+        self._curves[number] = list(curve) if state is State.COMPLETE else []
+        if not self._is_combined and len(self._curves) == self._num_single:
             self._combine()
+
+    def choice_losses(self) -> dict[int, float]:
+        """Return the validation loss by which each told trial's arm is chosen, by number.
+
+        It is the last epoch's. With early stopping it is that of the epoch which the trial's own
+        validation losses chose, as the other seeds' curves have it (see `losses_at_stops`): of
+        the baseline, which trains on where early stopping alone ends, else of the arm itself.
+        Infinite for a trial that failed.
+        """
+        losses = {n: curve[-1] if curve else math.inf for n, curve in self._curves.items()}
+        numbers: dict[Arm, dict[int, int]] = {}  # of each arm by seed
+        for number in self._curves:
+            arm, seed = self._trials[number]
+            numbers.setdefault(arm, {})[seed] = number
+        for arm, by_seed in numbers.items():
+            if not arm.patience:
+                continue
+            alike = numbers.get(self.arms[0], {}) if arm.remedy == EARLY_STOPPING else by_seed
+            curves = {seed: self._curves[number] for seed, number in alike.items()}
+            own = {seed: self._curves[number] for seed, number in by_seed.items()}
+            stops = {seed: curve.index(min(curve)) for seed, curve in own.items() if curve}
+            for seed, loss in losses_at_stops(stops, curves).items():
+                losses[by_seed[seed]] = loss
+        return losses
 
     def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
         """Take the trials of a ledger, so that the plan goes on after them."""
@@ -129,25 +151,23 @@ class RemedyPlan:
     def _combine(self) -> None:
         """Plan phase two from the validation losses of phase one."""
         self._is_combined = True
+        losses = self.choice_losses()
         rows = [
             {
                 "remedy": arm.remedy,
                 "strength": arm.strength,
                 "strength_label": arm.label,
                 "seed": seed,
-                "validation_loss": self._found[number],
+                "validation_loss": losses[number],
             }
             for number, (arm, seed) in enumerate(self._trials)
             if arm.remedy != LESS_DATA
         ]
-        frame = pd.DataFrame(rows)
-        chosen = choose_strengths(frame)
-        baseline = frame.loc[frame["remedy"] == BASELINE, "validation_loss"].mean()
-        helpful = chosen[chosen["validation_loss"] < baseline]
+        helpful = better_on_validation(pd.DataFrame(rows), self.margin)
         if helpful.empty:
             self.left_out.append(
-                "combined: no remedy lowers the validation loss, so that there is nothing to "
-                "combine"
+                "combined: no remedy is shown to lower the validation loss by more than the "
+                "margin, so that there is nothing to combine"
             )
             return
         by_key = {(arm.remedy, arm.strength): arm for arm in self.arms}
@@ -164,7 +184,7 @@ def _single_arms(experiment: Experiment) -> Iterator[Arm]:
     yield Arm(BASELINE, 0.0, "", base, fraction)
     for patience in options.early_stopping:
         label = f"patience {patience}"
-        yield Arm("early_stopping", patience, label, base, fraction, patience)
+        yield Arm(EARLY_STOPPING, patience, label, base, fraction, patience)
     for strength in options.weight_decay:
         config = replace(base, weight_decay=strength)
         yield Arm("weight_decay", strength, f"{strength:g}", config, fraction)

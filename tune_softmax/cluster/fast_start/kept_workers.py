@@ -1,7 +1,8 @@
 """Let Ray Tune use workers that Ray has started already, and keep those without a trial.
 
 A worker takes a second of processor time to start, and a pack often less than that to train. Ray
-Tune has no options for this.
+Tune has no options for this. Where a release of Ray has not the names replaced here, nothing is
+replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def in_running_workers() -> Iterator[None]:
     """
     from ray.tune.execution import class_cache
 
-    variables = [class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE]
+    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
+    variables = [getattr(class_cache, name) for name in names if hasattr(class_cache, name)]
     kept = [found.copy() for found in variables]
     for found in variables:
         found.clear()
@@ -47,7 +49,10 @@ def keeping_idle_workers() -> Iterator[None]:
     """
     from ray.tune.execution import tune_controller
 
-    original = tune_controller._ObjectCache  # noqa: SLF001
+    original = getattr(tune_controller, "_ObjectCache", None)
+    if original is None:
+        yield
+        return
 
     class KeepsAll(original):  # type: ignore[valid-type, misc]
         """Ray Tune's cache of idle workers, with room for all."""

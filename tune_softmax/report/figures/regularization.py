@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["dose_response", "regularization_path", "remedy_effects"]
 
 _VERDICTS = {  # marks differ in shape too, not in colour alone
-    "helps": {"color": GREEN, "symbol": "circle"},
-    "hurts": {"color": PURPLE, "symbol": "square"},
-    "no difference seen": {"color": GREY, "symbol": "circle-open"},
+    "better": {"color": GREEN, "symbol": "circle"},
+    "worse": {"color": PURPLE, "symbol": "square"},
+    "no difference that matters": {"color": GREY, "symbol": "circle-open"},
+    "not settled": {"color": GREY, "symbol": "diamond-open"},
 }
 
 
@@ -91,7 +92,7 @@ def remedy_effects(effects: pd.DataFrame) -> go.Figure:
     """Draw what each remedy changes, with intervals: a forest plot.
 
     Args:
-        effects: As `inference.effects` returns it, one row a remedy.
+        effects: As `verdicts.effects` returns it, one row a remedy.
     """
     metric = str(effects["metric"].iloc[0]).replace("_", " ")
     figure = new_figure(
