@@ -138,6 +138,18 @@ def test_every_relative_link_resolves():
     assert missing == []
 
 
+def test_every_picture_is_shown():
+    """No page was changed that left its picture behind."""
+    shown = {Path(target).name for _, target in relative_links() if target.endswith(".png")}
+    assert shown == {path.name for path in (DOCS / "images").iterdir()}
+
+
+def test_every_picture_is_described():
+    """Whoever cannot see a picture reads what it shows."""
+    for document in DOCUMENTS:
+        assert "![](" not in document.read_text(encoding="utf-8")
+
+
 def test_every_page_is_in_the_contents():
     """The site's contents list every page of the docs, each once."""
     listed = [line for block in blocks(r"\{toctree\}", read("index.md")) for line in block.split()]
