@@ -10,6 +10,7 @@ release = version = version_of("tune-softmax")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_site"]
+highlight_language = "none"  # what a command prints is no Python
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # links to headings, as GitHub makes them
@@ -21,7 +22,8 @@ python_maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = "tune_softmax"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_extra_path = ["experiment.schema.json"]
 html_theme_options = {

@@ -174,8 +174,8 @@ def _experiment_page() -> str:
         rows = [
             (
                 f"`{key}`",
-                _form(value),
                 value.get("description", ""),
+                _form(value),
                 _default(key, found),
             )
             for key, value in found["properties"].items()
@@ -183,7 +183,7 @@ def _experiment_page() -> str:
         parts += [
             f"## {section}",
             found["description"],
-            table(["key", "value", "meaning", "default"], rows),
+            table(["key", "meaning", "value", "default"], rows),
         ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -413,28 +413,29 @@ def _dataframes_page() -> str:
             f"## {name}",
             rows,
             table(
-                ["column", "type", "unit", "meaning"],
-                ((f"`{c}`", str(frame[c].dtype), *_meaning(str(c), own)) for c in frame),
+                ["column", "meaning", "unit", "type"],
+                ((f"`{c}`", *_meaning(str(c), own), str(frame[c].dtype)) for c in frame),
             ),
         ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def _meaning(column: str, own: Mapping[str, str]) -> tuple[str, str]:
-    """Return a column's unit and meaning; KeyError for one that nothing describes."""
+    """Return a column's meaning and unit; KeyError for one that nothing describes."""
     if column in own:
         unit = "nats" if "in nats" in own[column] else ""
-        return unit or {"seconds": "seconds"}.get(column, ""), own[column]
+        return own[column], unit or {"seconds": "seconds"}.get(column, "number")
     if column in Space.model_fields:
-        return _units(column), Space.model_fields[column].description or ""
+        return Space.model_fields[column].description or "", _units(column)
     for prefix, words in (("last_", "After the last epoch"), ("best_", "The best of all epochs")):
         inner = column.removeprefix(prefix)
         if inner in CURVES and inner != column:
             unit, text = _MEANINGS[inner]
-            return unit, f"{words}: {text[0].lower()}{text[1:]}"
+            return f"{words}: {text[0].lower()}{text[1:]}", unit
     if column not in _MEANINGS:
         raise KeyError(f"column {column}: give it a unit and a meaning in docs/generate.py")
-    return _MEANINGS[column]
+    unit, text = _MEANINGS[column]
+    return text, unit
 
 
 def _units(name: str) -> str:
@@ -470,15 +471,14 @@ def exit_codes() -> dict[int, list[tuple[str, str]]]:
 def _codes_of(kind: Any) -> Iterable[tuple[int, str]]:
     """Return an error's exit codes, each with its sentence; a signal's depends on the signal."""
     text = (inspect.getdoc(kind) or "").split("\n")[0]
-    signals = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
     if kind is errors.SearchInterruptedError:
-        stopped = [kind(number, Path("run"), 0, 1) for number in signals]
+        arguments: tuple[object, ...] = (Path("run"), 0, 1)
     elif kind is errors.InterruptedEarlyError:
-        stopped = [kind(number) for number in signals]
+        arguments = ()
     else:
         return [(kind.exit_code, text)]
-    codes = [error.exit_code for error in stopped]
-    return [(code, f"{number.name}: {text}") for code, number in zip(codes, signals, strict=True)]
+    signals = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+    return [(kind(one, *arguments).exit_code, f"{one.name}: {text}") for one in signals]
 
 
 def _exit_codes_page() -> str:

@@ -1,6 +1,7 @@
 """The documents: what they name exists, what exists is named, and their examples run."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tune_softmax import errors
+from tune_softmax import errors, load
 from tune_softmax.cli import app
 from tune_softmax.config import Config
 from tune_softmax.experiment import experiment
@@ -305,6 +306,31 @@ def test_the_pandas_example_runs(capsys):
     assert names["curves"].loc[3, 1] == pytest.approx(0.35)
     best = names["run"].best()
     assert (best.number, best.metric, best.epoch) == (1, "validation_loss", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_tutorial_runs(tmp_path):
+    """Its commands do what it says, one after the other, up to the search that is stopped."""
+    text = read("tutorial/first-search.md").partition("## Stop and go on")[0]
+    commands = [block for block in blocks("sh", text) if not block.startswith(("make", "source"))]
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/bash", "-e", "-c", "\n".join(commands)],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "three.png" in done.stdout.splitlines()[-1]
+    run = tmp_path / "runs" / "quickstart"
+    assert len(load(run).trials) == 64
+    assert (run / "report.html").exists()
+    assert (run / "best" / "weights.safetensors").exists()
+    assert len((tmp_path / "trials.csv").read_text(encoding="utf-8").splitlines()) == 65
 
 
 @pytest.mark.usefixtures("fashion_mnist_run")

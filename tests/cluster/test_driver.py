@@ -74,7 +74,7 @@ with connect(None, resources) as connecting:
             verbose=0,
         ),
     )
-    with fast_start.use("fit"):
+    with fast_start.tuning():
         assert len(tuner.fit()) == num_trials
 """
 

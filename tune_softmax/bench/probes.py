@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -15,8 +15,10 @@ from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.connect import connect
 from tune_softmax.experiment.experiment import Resources
 
-with fast_start.use("import"):
+if TYPE_CHECKING:
     from ray import tune
+else:
+    tune = fast_start.import_tune()
 
 __all__ = ["main"]
 
@@ -84,7 +86,7 @@ def _time_reports(folder: str) -> float:
             verbose=0,
         ),
     )
-    with fast_start.use("fit"):
+    with fast_start.tuning():
         seconds: float = tuner.fit()[0].metrics["seconds"]
     return seconds / NUM_REPORTS
 

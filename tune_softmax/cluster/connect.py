@@ -247,21 +247,8 @@ def _start_local(folder: Path, resources: Resources, is_wanted: threading.Event)
         num_packs = Node("here", num_cpus, num_gpus).num_packs(resources)
         return max(1, min(num_packs, resources.max_concurrent_packs or num_packs))
 
-    import ray
-
-    if fast_start.is_on():
-        try:
-            with fast_start.use("start", count_workers=count_workers, is_wanted=is_wanted) as more:
-                _init(folder, **more)
-        except Exception as error:  # noqa: BLE001 - whatever a release of Ray does otherwise
-            logger.warning(
-                "Ray did not start in the fast way (%s: %s), so it starts in the plain one; "
-                "%s=0 leaves the fast one out",
-                *(type(error).__name__, error, fast_start.SWITCH),
-            )
-            ray.shutdown()
-        else:
-            return
+    if fast_start.start(folder, _init, count_workers=count_workers, is_wanted=is_wanted):
+        return
     # Workers start in an empty folder; Ray would have them import from the driver's.
     empty = folder.parent / "empty"
     empty.mkdir(exist_ok=True)

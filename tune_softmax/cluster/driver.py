@@ -24,8 +24,10 @@ from tune_softmax.scheduler.asha import Rungs
 from tune_softmax.scheduler.dispatcher import Dispatcher
 from tune_softmax.scheduler.judge import Judge
 
-with fast_start.use("import"):
+if TYPE_CHECKING:
     from ray import tune
+else:
+    tune = fast_start.import_tune()
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +163,7 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
             ],
         ),
     )
-    with fast_start.use("fit"):
+    with fast_start.tuning():
         tuner.fit()
 
 

@@ -20,8 +20,10 @@ from tune_softmax.engine.arrays import ArrayData
 from tune_softmax.metrics import FinalTest, Report, State
 from tune_softmax.scheduler.messages import PackResult
 
-with fast_start.use("import"):
+if TYPE_CHECKING:
     from ray import tune
+else:
+    tune = fast_start.import_tune()
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

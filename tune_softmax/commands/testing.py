@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +15,15 @@ from tune_softmax.commands.options import (
     ExperimentArgument,
     RunArgument,
 )
-from tune_softmax.commands.output import console, say
-from tune_softmax.errors import command
+from tune_softmax.commands.output import console, say, warn
+from tune_softmax.errors import DataError, command
 
 if TYPE_CHECKING:
     from tune_softmax.studies.confirm import Confirmation
+    from tune_softmax.studies.predict import Prediction
     from tune_softmax.studies.remedies import Remedies
 
-__all__ = ["confirm", "predict", "remedies", "resume"]
+__all__ = ["PredictionFormat", "confirm", "predict", "remedies", "resume"]
 
 
 def remedies(
@@ -91,22 +94,70 @@ def confirm(
     _show_confirmation(found)
 
 
+class PredictionFormat(StrEnum):
+    """The formats of `predict`."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 def predict(
     run: RunArgument,
     images: Annotated[
         list[Path],
         typer.Argument(
             metavar="IMAGE...",
-            help="PNG files; they become grey and are resized to the model's shape.",
+            help="PNG or JPEG files; they become grey and are fitted into the model's shape.",
         ),
     ],
+    invert: Annotated[
+        bool | None,
+        typer.Option(
+            "--invert/--no-invert",
+            help="Swap light and dark.  [default: where the border's tone is not that of the "
+            "training images]",
+        ),
+    ] = None,
+    form: Annotated[
+        PredictionFormat, typer.Option("--format", help="A line for each picture, or JSON.")
+    ] = PredictionFormat.TEXT,
 ) -> None:
     """Classify pictures with the confirmed winner of a search."""
-    from tune_softmax.studies import predict as prediction
+    from tune_softmax.studies import predict as studies
 
-    for found in prediction.predict(run, images):
-        note = f"  (resized from {found.size[0]} x {found.size[1]})" if found.size else ""
-        say(f"{found.path}  {found.class_name}  {found.probability:.4f}{note}")
+    errors: dict[Path, str] = {}
+
+    def note(path: Path, error: DataError) -> None:
+        errors[path] = str(error)
+        warn(f"error: {error}")
+
+    found = studies.predict(run, images, invert=invert, on_error=note)
+    if form is PredictionFormat.JSON:
+        say(_predictions_json(found, errors))
+    else:
+        for one in found:
+            first, *others = (f"{name}  {share:.4f}" for name, share in one.ranked)
+            say("  ".join([str(one.path), first, f"(then {', '.join(others)})"]))
+            for text in one.notes:
+                say(f"  {text}")
+    if errors:
+        raise typer.Exit(DataError.exit_code)
+
+
+def _predictions_json(found: list[Prediction], errors: dict[Path, str]) -> str:
+    rows: list[dict[str, object]] = [
+        {
+            "path": str(one.path),
+            "class": one.class_name,
+            "probability": one.probability,
+            "ranked": [{"class": name, "probability": share} for name, share in one.ranked],
+            "size": one.size,
+            "notes": one.notes,
+        }
+        for one in found
+    ]
+    rows += [{"path": str(path), "error": text} for path, text in errors.items()]
+    return json.dumps(rows, indent=2)
 
 
 def resume(run: Path, address: str | None, data_dir: Path | None) -> None:

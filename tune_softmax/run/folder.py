@@ -255,6 +255,8 @@ class RunFolder:
     def _describe_writer(self) -> str:
         try:
             writer = files.read_json(self._writer)
+            if writer["host"] == socket.gethostname():
+                os.kill(writer["process"], 0)  # raises OSError for one that was killed before
             return f"process {writer['process']} on {writer['host']} (since {writer['since']})"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"

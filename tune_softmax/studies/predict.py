@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import PIL
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -21,17 +17,20 @@ from tune_softmax.engine.model import build_model
 from tune_softmax.errors import DamagedRunError, DataError, ResultsError, command
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.studies.confirm import stale_winner
+from tune_softmax.studies.picture_input import read_picture
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from tune_softmax.studies.picture_input import Ranges
 
 __all__ = ["Classifier", "Prediction", "load_model", "predict"]
 
 logger = logging.getLogger("tune_softmax")
 
-_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L")  # how PIL calls 16 bits a pixel
+NUM_RANKED = 3  # classes of a prediction
 
 
 class Classifier(nn.Module):
@@ -40,15 +39,22 @@ class Classifier(nn.Module):
     Attributes:
         class_names: The C outputs.
         image_shape: (H, W).
+        ranges: What its training images were like, see `picture_input.measure_ranges`; empty for
+            a winner that was saved without.
     """
 
     def __init__(
-        self, layers: nn.Module, class_names: Sequence[str], image_shape: tuple[int, int]
+        self,
+        layers: nn.Module,
+        class_names: Sequence[str],
+        image_shape: tuple[int, int],
+        ranges: Ranges | None = None,
     ) -> None:
         super().__init__()
         self.layers = layers
         self.class_names = tuple(class_names)
         self.image_shape = image_shape
+        self.ranges = ranges or {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, float32, (B, C), for images, float32, (B, H, W), in [0, 1]."""
@@ -62,15 +68,25 @@ class Prediction:
 
     Attributes:
         path: The file.
-        class_name: The likeliest class.
-        probability: The model's, in [0, 1].
+        ranked: The three most probable classes with their probabilities, the first highest.
         size: The picture's own (W, H), where it was resized; None where it had the model's.
+        notes: What was done to the picture, and how it is unlike the training images, in words.
     """
 
     path: Path
-    class_name: str
-    probability: float
+    ranked: tuple[tuple[str, float], ...]
     size: tuple[int, int] | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def class_name(self) -> str:
+        """The most probable class."""
+        return self.ranked[0][0]
+
+    @property
+    def probability(self) -> float:
+        """The model's probability of that class, in [0, 1]."""
+        return self.ranked[0][1]
 
 
 def load_model(run: Path | str) -> Classifier:
@@ -86,6 +102,10 @@ def load_model(run: Path | str) -> Classifier:
         DamagedRunError: Its files cannot be read, or contradict each other.
     """
     best = RunFolder(Path(run)).best
+    if not Path(run).is_dir():
+        raise ResultsError(
+            f"{run}: is not a run folder, which comes first: {command('predict', 'RUN', 'IMAGE')}"
+        )
     if not best.evaluation.exists():
         raise ResultsError(
             f"{run}: has no confirmed winner yet; make one with: {command('confirm', Path(run))}"
@@ -102,55 +122,56 @@ def load_model(run: Path | str) -> Classifier:
             (height, width), len(names), hidden_units, seed=0, number=0, initial_std=0.0
         )
         layers.load_state_dict(weights)
+        ranges = {
+            str(name): (float(low), float(high))
+            for name, (low, high) in content.get("training_images", {}).items()
+        }
     except (OSError, ValueError, TypeError, KeyError, SafetensorError, RuntimeError) as error:
         raise DamagedRunError(
             f"{best.path}: cannot be read ({error}); restore it from a copy, or remove the folder "
             f"and repeat `{command('confirm', Path(run))}`"
         ) from error
-    return Classifier(layers, names, (height, width)).eval()
+    return Classifier(layers, names, (height, width), ranges).eval()
 
 
-def predict(run: Path | str, paths: Sequence[Path]) -> list[Prediction]:
+def predict(
+    run: Path | str,
+    paths: Sequence[Path | str],
+    *,
+    invert: bool | None = None,
+    on_error: Callable[[Path, DataError], None] | None = None,
+) -> list[Prediction]:
     """Classify pictures with the confirmed winner of a search.
 
-    Pictures become grey, and are resized where they have not the model's shape. Light and dark
-    are taken as they are: most datasets show a light object on a dark ground.
+    Pictures become grey and keep their proportions in the model's shape. Where a picture is
+    unlike the training images its notes say so.
 
     Args:
         run: The search's run folder.
-        paths: PNG files.
+        paths: PNG or JPEG files.
+        invert: Whether to swap light and dark; by default where the border is light and that of
+            the training images is dark, or the other way around, which the notes say.
+        on_error: Called for each file that cannot be read, which is left out then; by default the
+            first one is raised.
 
     Raises:
         ResultsError: As in `load_model`.
-        DataError: A file is no PNG file that can be read.
+        DataError: A file is not a picture that can be read.
     """
     model = load_model(run)
-    pictures = [_read(path, model.image_shape) for path in paths]
-    images = torch.tensor(np.stack([pixels for pixels, _ in pictures]))
-    with torch.no_grad():
-        probabilities = model(images).softmax(1)
-    return [
-        Prediction(path, model.class_names[int(row.argmax())], float(row.max()), size)
-        for path, row, (_, size) in zip(paths, probabilities, pictures, strict=True)
-    ]
-
-
-def _read(path: Path, shape: tuple[int, int]) -> tuple[Any, tuple[int, int] | None]:
-    """Return a picture's grey values, float32, (H, W), in [0, 1], and its size if another."""
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            deep = picture.mode in _DEEP_GREY
-            grey = picture.convert("F" if deep else "L")
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: must be a PNG file that can be read ({error})") from error
-    height, width = shape
-    size = None if grey.size == (width, height) else grey.size
-    if size is not None:
-        grey = grey.resize((width, height), Image.Resampling.BOX if deep else _filter(size, shape))
-    return np.asarray(grey, dtype=np.float32) / (65535 if deep else 255), size
-
-
-def _filter(size: tuple[int, int], shape: tuple[int, int]) -> Image.Resampling:
-    """Return how to resize: averages where a picture shrinks, or fine lines would be lost."""
-    shrinks = math.prod(size) > math.prod(shape)
-    return Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    found = []
+    for path in map(Path, paths):
+        try:
+            picture = read_picture(path, model.image_shape, model.ranges, invert=invert)
+        except DataError as error:
+            if on_error is None:
+                raise
+            on_error(path, error)
+            continue
+        with torch.no_grad():
+            probabilities = model(torch.from_numpy(picture.pixels[None])).softmax(1)[0]
+        best = probabilities.topk(min(NUM_RANKED, len(model.class_names)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ranked = tuple((model.class_names[index], probability) for index, probability in pairs)
+        found.append(Prediction(path, ranked, picture.size, picture.notes))
+    return found

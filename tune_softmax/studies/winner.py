@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tune_softmax.engine.reference import evaluate
 from tune_softmax.engine.tensors import scale, to_images, to_tensors
 from tune_softmax.errors import StorageError
 from tune_softmax.studies import pictures
+from tune_softmax.studies.picture_input import measure_ranges
 from tune_softmax.studies.train import small_model_settings
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
         "hyperparameters": asdict(config),
         "class_names": dataset.class_names,
         "image_shape": dataset.image_shape,
+        "training_images": measure_ranges(dataset.train.images, dataset.pixel_max),
     }
     _write(found, models[0].cpu(), configuration, content)
 
@@ -104,7 +107,7 @@ def _evaluation(
         "confusion": measured[0].confusion.tolist(),
         "wrong": _wrong(models[0], test, tensors),
     }
-    if 1 in measured:
+    if 1 in measured and math.isfinite(measured[1].loss):  # one that diverged says nothing
         content["baseline_confusion"] = measured[1].confusion.tolist()
         content["baseline"] = "the same configuration without weight decay, L1 and augmentation"
     return content
@@ -140,6 +143,6 @@ def _write(
         save_file(model.state_dict(), best.weights)
         matrix = pictures.draw_confusion(content["confusion"], content["class_names"])
         pictures.save(matrix, best.confusion)
-        files.write_atomically(best.evaluation, json.dumps(content) + "\n")
+        files.write_atomically(best.evaluation, json.dumps(content, allow_nan=False) + "\n")
     except OSError as error:
         raise StorageError(f"{best.path}: cannot save there ({error})") from error

@@ -37,8 +37,7 @@ def test_the_real_modules_are_there_for_whoever_uses_them():
     """After Ray Tune is imported, also for Ray Tune itself, and for a name that it took."""
     code = """
 from tune_softmax.cluster import fast_start
-with fast_start.use("import"):
-    from ray import tune
+fast_start.import_tune()
 from ray.tune.analysis import experiment_analysis
 made = experiment_analysis.DataFrame({"a": [1, 2]})
 import pandas, ray
@@ -54,9 +53,31 @@ def test_a_module_that_is_loaded_already_stays():
     code = """
 import pandas
 from tune_softmax.cluster import fast_start
-with fast_start.use("import"):
-    from ray import tune
+fast_start.import_tune()
 from ray.tune.analysis import experiment_analysis
 print(experiment_analysis.DataFrame is pandas.DataFrame)
 """
     assert run(code) == ["True"]
+
+
+def test_ray_tune_is_imported_in_whole_where_the_fast_way_fails():
+    """A release of Ray Tune may use what is deferred; the log says so."""
+    code = """
+import logging, sys
+from contextlib import contextmanager
+from tune_softmax.cluster import fast_start
+from tune_softmax.cluster.fast_start import lean_imports
+
+@contextmanager
+def broken():
+    sys.modules["ray.air"] = None  # so that the import fails half way
+    yield
+
+lean_imports.without_annotations = broken
+logging.basicConfig(level="WARNING", format="%(message)s", stream=sys.stdout)
+tune = fast_start.import_tune()
+print(tune.__name__, "pandas" in sys.modules, issubclass(tune.Trainable, object))
+"""
+    *words, name, has_pandas, is_whole = run(code)
+    assert (name, has_pandas, is_whole) == ("ray.tune", "True", "True")
+    assert "TUNE_SOFTMAX_FAST_START=0" in words

@@ -1,8 +1,7 @@
 """Let Ray Tune use workers that Ray has started already, and keep those without a trial.
 
 A worker takes a second of processor time to start, and a pack often less than that to train. Ray
-Tune has no options for this. Where a release of Ray has not the names replaced here, nothing is
-replaced.
+Tune has no options for this.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ def in_running_workers() -> Iterator[None]:
     """
     from ray.tune.execution import class_cache
 
-    names = ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")
-    variables = [getattr(class_cache, name) for name in names if hasattr(class_cache, name)]
+    variables = [class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE]
     kept = [found.copy() for found in variables]
     for found in variables:
         found.clear()
@@ -49,10 +47,7 @@ def keeping_idle_workers() -> Iterator[None]:
     """
     from ray.tune.execution import tune_controller
 
-    original = getattr(tune_controller, "_ObjectCache", None)
-    if original is None:
-        yield
-        return
+    original = tune_controller._ObjectCache  # noqa: SLF001
 
     class KeepsAll(original):  # type: ignore[valid-type, misc]
         """Ray Tune's cache of idle workers, with room for all."""
