@@ -14,17 +14,17 @@ import packs
 import pytest
 import torch
 import triton
-from test_packed import MIXED_24
+from packs import MIXED_24
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from tune_softmax.packs.gpu_group import launch_options
-from tune_softmax.packs.pack import Pack
-from tune_softmax.packs.products import NUM_TERMS
 
 from tune_softmax.engine import gpu_check, gpu_kernels, pack
+from tune_softmax.engine.gpu_group import launch_options
+from tune_softmax.engine.pack import Pack
+from tune_softmax.engine.products import NUM_TERMS
 from tune_softmax.errors import PackError
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 POINTERS = {
     "pixels": "*u8",
     **dict.fromkeys(["labels", "order", "first_rates"], "*i64"),
@@ -41,12 +41,12 @@ PRODUCTS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 def interpreted():
     """Run everything in Triton's interpreter, once."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(TESTS / "fused_interpreted.py")],
+        [sys.executable, "-W", "ignore", str(SUPPORT / "gpu_interpreted.py")],
         env={
             **os.environ,
             "TRITON_INTERPRET": "1",
             "PYTHONPATH": os.pathsep.join(
-                filter(None, (str(TESTS), os.environ.get("PYTHONPATH")))
+                filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH")))
             ),
         },
         capture_output=True,

@@ -12,7 +12,15 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from packs import difference, flat_weights, on_gpu, random_data, train_alone, train_packed
+from packs import (
+    MIXED_24,
+    difference,
+    flat_weights,
+    on_gpu,
+    random_data,
+    train_alone,
+    train_packed,
+)
 
 from tune_softmax.config import SCHEDULES, Config
 from tune_softmax.data.dataset import load_dataset
@@ -25,21 +33,6 @@ from tune_softmax.errors import PackError
 
 PLAIN = Config(batch_size=16, num_epochs=2, learning_rate=0.1)
 DIVERGING = {"learning_rate": 1e10, "weight_decay": 1e10}
-
-# 24 trials in which every hyperparameter meets every other: learning rates from 1e-3 to 1, evenly
-# spaced, the larger ones of every four with the larger batches.
-MIXED_24 = {
-    k: Config(
-        batch_size=(64, 128, 256, 512)[k % 4],
-        num_epochs=(3, 2, 3, 3, 1)[k % 5],
-        learning_rate=10 ** (-3 + 3 * k / 23),
-        learning_rate_schedule=SCHEDULES[k % 3],
-        weight_decay=(0.0, 1e-3)[k // 3 % 2],
-        l1=(0.0, 1e-4)[k // 5 % 2],
-        momentum=(0.0, 0.9)[(k + 1) // 3 % 2],
-    )
-    for k in range(24)
-}
 
 
 @pytest.fixture(scope="module", autouse=True)

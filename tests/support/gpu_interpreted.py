@@ -13,12 +13,12 @@ import packs
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
-from tune_softmax.packs.gpu_group import FusedGroup
-from tune_softmax.packs.pack import Pack
 
 from tune_softmax.config import Config
 from tune_softmax.engine import gpu_check
 from tune_softmax.engine import pack as packed
+from tune_softmax.engine.gpu_group import FusedGroup
+from tune_softmax.engine.pack import Pack
 
 CONFIGS = {
     3: Config(batch_size=13, num_epochs=2, learning_rate=0.1, weight_decay=0.01, momentum=0.5),

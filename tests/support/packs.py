@@ -5,9 +5,25 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor, nn
 
+from tune_softmax.config import SCHEDULES, Config
 from tune_softmax.engine.pack import Pack
 from tune_softmax.engine.reference import train
 from tune_softmax.engine.tensors import Images, TensorData
+
+# 24 trials in which every hyperparameter meets every other: learning rates from 1e-3 to 1, evenly
+# spaced, the larger ones of every four with the larger batches.
+MIXED_24 = {
+    k: Config(
+        batch_size=(64, 128, 256, 512)[k % 4],
+        num_epochs=(3, 2, 3, 3, 1)[k % 5],
+        learning_rate=10 ** (-3 + 3 * k / 23),
+        learning_rate_schedule=SCHEDULES[k % 3],
+        weight_decay=(0.0, 1e-3)[k // 3 % 2],
+        l1=(0.0, 1e-4)[k // 5 % 2],
+        momentum=(0.0, 0.9)[(k + 1) // 3 % 2],
+    )
+    for k in range(24)
+}
 
 
 @dataclass(frozen=True)
