@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,11 +34,12 @@ class Display:
         self._phase = ""
         self._remark = ""
         self._shown_at = 0.0
+        self._bar_width = max(4, min(24, console.width // 4))
+        is_unicode = console.encoding.lower().startswith("utf")
         self._live = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            SpinnerColumn("dots" if is_unicode else "line"),
+            BarColumn(bar_width=self._bar_width),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
         )
@@ -62,13 +64,11 @@ class Display:
             self._remark = snapshot.remark
             self._console.print(snapshot.remark, soft_wrap=True)
         if self._is_live:
-            started = bool(snapshot.states)
             self._live.update(
                 self._task,
-                total=snapshot.num_trials if started else None,
+                total=snapshot.num_trials if snapshot.states else None,
                 completed=snapshot.num_done,
-                description=snapshot.phase,
-                text=str(snapshot) if started else "",
+                text=self._text(snapshot),
             )
             return
         now = time.monotonic()
@@ -76,3 +76,13 @@ class Display:
         if is_last or snapshot.phase != self._phase or now - self._shown_at >= PLAIN_PERIOD_S:
             self._phase, self._shown_at = snapshot.phase, now
             self._console.print(str(snapshot), soft_wrap=True)
+
+    def _text(self, snapshot: Snapshot) -> str:
+        """Return as many of the parts of a snapshot as fit beside the bar, each of them whole."""
+        room = self._console.width - self._bar_width - len("s  ")  # the spinner and two spaces
+        text = ""
+        for part in [*snapshot.by_importance(), snapshot.phase]:
+            longer = f"{text}  {part}" if text else part
+            if len(longer) <= room:
+                text = longer
+        return text

@@ -48,21 +48,30 @@ class Snapshot:
         """Say it all in one line."""
         if not self.states:
             return self.phase
+        done, states, best, clock, left = self._parts()
+        return " | ".join(part for part in (done, states, best, clock, left) if part)
+
+    def by_importance(self) -> list[str]:
+        """Return the same in parts, the most important first, for a line with less room."""
+        if not self.states:
+            return []
+        done, states, best, clock, left = self._parts()
+        return [part for part in (best, left, done, states, clock) if part]
+
+    def _parts(self) -> tuple[str, str, str, str, str]:
         states = self.states
-        parts = [
+        packs = "1 pack" if self.num_packs == 1 else f"{self.num_packs} packs"
+        counts = (
+            f"{states[State.COMPLETE]} complete, {states[State.PRUNED]} stopped early, "
+            f"{states[State.FAIL]} failed, {states[State.RUNNING]} running in {packs}"
+        )
+        return (
             f"{self.num_done} of {self.num_trials} trials done",
-            (
-                f"{states[State.COMPLETE]} complete, {states[State.PRUNED]} stopped early, "
-                f"{states[State.FAIL]} failed, {states[State.RUNNING]} running in "
-                f"{self.num_packs} packs"
-            ),
-        ]
-        if self.best:
-            parts.append(f"best {self.best[1]:.4f} (trial {self.best[0]})")
-        parts.append(_clock(self.seconds))
-        if self.seconds_left is not None:
-            parts.append(f"about {_clock(self.seconds_left)} left")
-        return " | ".join(parts)
+            counts,
+            f"best {self.best[1]:.4f} (trial {self.best[0]})" if self.best else "",
+            _clock(self.seconds),
+            "" if self.seconds_left is None else f"about {_clock(self.seconds_left)} left",
+        )
 
 
 def _clock(seconds: float) -> str:
