@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tune_softmax.commands.options import RunArgument
+from tune_softmax.commands.options import RunArgument, one_of
 from tune_softmax.commands.output import console, say
 from tune_softmax.errors import ResultsError, StorageError
 
@@ -33,7 +33,10 @@ def results(
     form: Annotated[
         Format,
         typer.Option(
-            "--format", help="A table of the best, or a file with every column of every trial."
+            "--format",
+            parser=one_of(Format),
+            metavar="|".join(Format),
+            help="A table of the best, or a file with every column of every trial.",
         ),
     ] = Format.TABLE,
     top: Annotated[

@@ -29,7 +29,10 @@ def copy(
     from tune_softmax.run.results import load
 
     if is_address(source) == is_address(target):
-        raise typer.BadParameter("name a run folder and an address, in either order")
+        raise typer.BadParameter(
+            "name a run folder and an address, in either order; the address of a folder is "
+            f"{Path(target).absolute().as_uri()}"
+        )
     if is_address(target):
         made = copies.put(RunFolder(Path(source)), Store.at(target))
         say(

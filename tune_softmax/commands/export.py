@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tune_softmax.commands.options import RunArgument
+from tune_softmax.commands.options import RunArgument, one_of
 from tune_softmax.commands.output import say
 from tune_softmax.errors import command
 
@@ -23,7 +23,13 @@ class Form(StrEnum):
 def export(
     run: RunArgument,
     to: Annotated[
-        Form, typer.Option("--to", help="optuna: a study in a SQLite file, for optuna-dashboard.")
+        Form,
+        typer.Option(
+            "--to",
+            parser=one_of(Form),
+            metavar="|".join(Form),
+            help="optuna: a study in a SQLite file, for optuna-dashboard.",
+        ),
     ],
     output: Annotated[
         str | None,

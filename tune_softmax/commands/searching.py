@@ -16,6 +16,7 @@ from tune_softmax.commands.options import (
     ExperimentArgument,
     RunArgument,
     StrictOption,
+    one_of,
 )
 from tune_softmax.commands.output import console, say
 from tune_softmax.stats.wording import count
@@ -47,7 +48,10 @@ SyncOption = Annotated[
 TrackOption = Annotated[
     Tracker | None,
     typer.Option(
-        "--track", help="Keep an Optuna study of the search up to date, for optuna-dashboard."
+        "--track",
+        parser=one_of(Tracker),
+        metavar="|".join(Tracker),
+        help="Keep an Optuna study of the search up to date, for optuna-dashboard.",
     ),
 ]
 

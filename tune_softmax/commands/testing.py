@@ -14,6 +14,7 @@ from tune_softmax.commands.options import (
     DataDirOption,
     ExperimentArgument,
     RunArgument,
+    one_of,
 )
 from tune_softmax.commands.output import console, say, warn
 from tune_softmax.errors import DataError, command
@@ -119,7 +120,13 @@ def predict(
         ),
     ] = None,
     form: Annotated[
-        PredictionFormat, typer.Option("--format", help="A line for each picture, or JSON.")
+        PredictionFormat,
+        typer.Option(
+            "--format",
+            parser=one_of(PredictionFormat),
+            metavar="|".join(PredictionFormat),
+            help="A line for each picture, or JSON.",
+        ),
     ] = PredictionFormat.TEXT,
 ) -> None:
     """Classify pictures with the confirmed winner of a search."""

@@ -116,15 +116,19 @@ class Experiment(Frozen):
             raise ExperimentError(
                 f"experiment {self.name}: a search needs at least one hyperparameter of the space "
                 "to be a choice, int, uniform or log_uniform, got constants only; "
-                "train trains one configuration"
+                + (
+                    "`tune-softmax remedies` compares the file's remedies"
+                    if self.remedies is not None
+                    else "`tune-softmax train` trains one configuration"
+                )
             )
 
     def check_remedies(self) -> RemedyOptions:
         """Return the section `remedies`; raise ExperimentError where there is none."""
         if self.remedies is None:
             raise ExperimentError(
-                f"experiment {self.name}: remedies are compared where the file has a section "
-                "remedies, got none; `remedies: {}` takes the defaults"
+                f"experiment {self.name}: a study of remedies needs a section remedies in the "
+                "file, got none; `remedies: {}` takes the defaults"
             )
         return self.remedies
 

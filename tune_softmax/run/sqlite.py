@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError, command
 from tune_softmax.run.commit_count import CommitCount, DamagedCount
+from tune_softmax.run.no_run import no_run_message
 from tune_softmax.run.open_file import OpenFile
 from tune_softmax.run.rescue import rescue
 
@@ -93,7 +94,7 @@ class SqliteFile:
                     "from a copy"
                 )
         if not self._path.is_file():
-            raise ResultsError(f"{self._path}: no ledger there; name the folder of a run")
+            raise ResultsError(no_run_message(self._path.parent))
 
     def _make_engine(self, mode: str, *, writable: bool) -> sa.Engine:
         path = self._path
