@@ -236,6 +236,15 @@ def test_the_python_reference_lists_every_error():
     assert kinds <= set(tune_softmax.__all__)
 
 
+def test_the_pieces_of_the_fast_start_are_those_of_its_folder():
+    """The page has the table that stands in the folder's docstring."""
+    from tune_softmax.cluster import fast_start
+
+    rows = [line for line in fast_start.__doc__.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 3
+    assert set(rows) <= set(read("explanation/fast-start.md").splitlines())
+
+
 # --- Command lines ------------------------------------------------------------------------------
 
 
