@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from tune_softmax import files
 from tune_softmax.config import DESCRIPTIONS, Config
 from tune_softmax.errors import ExperimentError
 from tune_softmax.experiment import yaml_reader
@@ -180,7 +181,9 @@ def load(path: Path | str, overrides: Mapping[str, object] | None = None) -> Exp
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        # A shell's <(command) is a pipe, and only there may one be read.
+        is_shells = path.parts[:2] in {("/", "dev"), ("/", "proc")}
+        with path.open("rb") if is_shells else files.open_regular(path) as file:
             data = file.read(yaml_reader.MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error

@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from tune_softmax import files
 from tune_softmax.errors import DamagedRunError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def read_evaluation(path: Path) -> WinnerEvaluation | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
         names = tuple(map(str, content["class_names"]))
         other = content.get("baseline_confusion")
         return WinnerEvaluation(

@@ -6,11 +6,11 @@ them.
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tune_softmax import files
 from tune_softmax.errors import DamagedRunError, ExperimentError, StorageError, command
 from tune_softmax.oracle.cache import ForeignFileError, PathFile, frame
 from tune_softmax.report.evaluation import read_evaluation
@@ -126,7 +126,7 @@ def _environment(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
     except ValueError as error:
         raise DamagedRunError(
             f"{path}: cannot be read ({error}); restore the file from a copy"

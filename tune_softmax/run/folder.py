@@ -210,7 +210,9 @@ class RunFolder:
         Raises:
             RunInUseError: Another process holds it; the message says which, where, since when.
             StorageError: The folder cannot be written.
+            DamagedRunError: A link leads out of it, or its log is no file.
         """
+        self._check_own_files()
         lock = filelock.FileLock(self._lock, timeout=0)
         try:
             lock.acquire()
@@ -233,6 +235,18 @@ class RunFolder:
             with suppress(OSError):  # it only names the writer; the lock decides
                 self._writer.unlink()
             lock.release()
+
+    def _check_own_files(self) -> None:
+        """Refuse what a run cannot or must not write to: the folder may come from a stranger."""
+        written = (self.path / "run.db", self.log, self._lock, self.best.path, self.confirm.path)
+        for path in written:
+            if path.is_symlink():
+                raise DamagedRunError(
+                    f"{path}: must not be a link, for a run is written in its own folder alone; "
+                    "put in its place what it leads to"
+                )
+        if self.log.exists() and not self.log.is_file():
+            raise DamagedRunError(f"{self.log}: must be a file; remove what is there")
 
     def _note_writer(self, text: str) -> None:
         try:

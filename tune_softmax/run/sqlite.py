@@ -18,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from tune_softmax import files
 from tune_softmax.errors import DamagedRunError, ResultsError, StorageError, command
 from tune_softmax.run.commit_count import CommitCount, DamagedCount
 from tune_softmax.run.no_run import no_run_message
@@ -39,6 +40,7 @@ _STORAGE_CODES = {
 _DAMAGE_CODES = {sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
 _SIDE_FILES = ("-wal", "-shm", "-journal", "-commits")
 _ABANDONED: list[SqliteFile] = []  # kept open to the process's end, see `close`
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _WAL_MODE = 2  # in byte 18 of the header, https://www.sqlite.org/fileformat.html
 
 
@@ -86,13 +88,19 @@ class SqliteFile:
 
     def _check_there(self) -> None:
         for path in map(self._beside, _SIDE_FILES):
-            if path.exists() and not path.is_file():
+            # SQLite would write through a link, and a link may lead out of the run's folder.
+            if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise DamagedRunError(f"{path}: must be a file; restore the folder from a copy")
             if path.exists() and not self._path.exists():
                 raise DamagedRunError(
                     f"{self._path}: is missing, though {path.name} is there; restore the folder "
                     "from a copy"
                 )
+        if _names_super_journal(self._beside("-journal")):
+            raise DamagedRunError(
+                f"{self._beside('-journal')}: names another file, which SQLite would delete; "
+                "restore the folder from a copy"
+            )
         if not self._path.is_file():
             raise ResultsError(no_run_message(self._path.parent))
 
@@ -139,11 +147,25 @@ class SqliteFile:
 
         Raises:
             ResultsError: Its writer has not come so far yet, or never came so far.
-            DamagedRunError: It is no database, or all that was in it is lost.
+            DamagedRunError: It is no database, holds what no ledger does, or all that was in it is
+                lost.
         """
         with self.engine.connect() as connection:
-            if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one():
-                return
+            kinds = connection.exec_driver_sql("SELECT type, name FROM sqlite_master").all()
+            # A view or a computed column may have no end, and a trigger changes what is written.
+            foreign = [f"{kind} {name!a}" for kind, name in kinds if kind in {"view", "trigger"}]
+            columns = (
+                "SELECT m.name, x.name FROM sqlite_master AS m, pragma_table_xinfo(m.name) AS x"
+            )
+            computed = connection.exec_driver_sql(f"{columns} WHERE x.hidden").all()
+            foreign += [f"computed column {name!a}" for _, name in computed]
+        if foreign:
+            raise DamagedRunError(
+                f"{self._path}: holds the {foreign[0]:.80}, which no ledger does; restore the "
+                "folder from a copy"
+            )
+        if kinds:
+            return
         if self._known == 0:
             raise ResultsError(
                 f"{self._path}: the search has not begun to write; if none runs, one was killed "
@@ -350,6 +372,21 @@ class SqliteFile:
         return DamagedRunError(
             f"{self._path}: SQLite says '{error}'; restore the folder from a copy"
         )
+
+
+def _names_super_journal(path: Path) -> bool:
+    """Say whether a journal is one of several of one transaction, which none of a ledger is.
+
+    https://www.sqlite.org/fileformat.html, section 3: its last 8 bytes are then the magic of its
+    first.
+    """
+    try:
+        with files.open_regular(path) as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - len(_JOURNAL_MAGIC)))
+            return file.read() == _JOURNAL_MAGIC
+    except FileNotFoundError:
+        return False
 
 
 def _is_undecodable(error: Exception) -> bool:

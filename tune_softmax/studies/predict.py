@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from tune_softmax import files
 from tune_softmax.engine.model import build_model
 from tune_softmax.errors import DamagedRunError, DataError, ResultsError, command
 from tune_softmax.run.folder import RunFolder
@@ -113,7 +113,7 @@ def load_model(run: Path | str) -> Classifier:
     if stale := stale_winner(run):
         logger.warning("%s: %s", run, stale)
     try:
-        content = json.loads(best.configuration.read_text(encoding="utf-8"))
+        content = files.read_json(best.configuration)
         height, width = map(int, content["image_shape"])
         names = [str(name) for name in content["class_names"]]
         weights = load_file(best.weights)

@@ -165,7 +165,7 @@ def check_dataset(folder: RunFolder, recorded: str, dataset: Dataset) -> None:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write our log to a file for as long as the context lasts."""
-    handler = _LogFile(path)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
