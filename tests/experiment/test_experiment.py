@@ -1,6 +1,7 @@
 """Experiment files: what is read, what is refused and in which words, and those we ship."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -592,6 +593,18 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path):
     ]:
         with pytest.raises(ExperimentError, match=f"cannot be read: {reason}"):
             load(path)
+
+
+def test_a_pipe_is_refused_but_from_a_shell(tmp_path):
+    """A pipe in a run folder would hang every command; `<(command)` is meant to be read."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ExperimentError, match="cannot be read: is not a regular file"):
+        load(tmp_path / "pipe.yaml")
+    reading, writing = os.pipe()
+    os.write(writing, render({"name": "piped"}).encode())
+    os.close(writing)
+    assert load(f"/dev/fd/{reading}").name == "piped"
+    os.close(reading)
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -425,3 +426,22 @@ def test_a_finished_run_loads_while_another_process_holds_the_lock(make_run):
     path = make_run(TRIALS)
     with RunFolder(path).writing():
         assert len(load(path).trials) == 7
+
+
+@pytest.mark.parametrize("name", ["run.db", "log.txt", "run.lock", "best", "confirm"])
+def test_a_run_is_not_written_through_a_link(make_run, tmp_path, name):
+    """It may come from a stranger, and the link lead to what is none of the run's."""
+    folder = RunFolder(make_run(TRIALS))
+    (folder.path / name).unlink(missing_ok=True)
+    (folder.path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedRunError, match=f"{name}: must not be a link"), folder.writing():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_log_that_is_a_pipe_hangs_nobody(make_run):
+    """Who opens one waits for a reader."""
+    folder = RunFolder(make_run(TRIALS))
+    os.mkfifo(folder.log)
+    with pytest.raises(DamagedRunError, match=r"log\.txt: must be a file"), folder.writing():
+        pass

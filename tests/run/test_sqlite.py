@@ -595,3 +595,60 @@ def test_a_transaction_that_fails_is_not_counted(ledger, path):
     assert ledger.events()[-1][1] == "ended"
     assert read_whole(path)[4][-1][1] == "ended"
     assert sqlite.SqliteFile(path, writable=False).loss(11) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            (
+                "ALTER TABLE epochs RENAME TO other; CREATE VIEW epochs AS WITH RECURSIVE n(x) AS "
+                "(SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS number FROM n"
+            ),
+            "view 'epochs'",
+        ),
+        (
+            "CREATE TRIGGER t AFTER INSERT ON events BEGIN DELETE FROM trials; END",
+            "trigger 't'",
+        ),
+        (
+            "ALTER TABLE trials ADD COLUMN x GENERATED ALWAYS AS (zeroblob(1000000000))",
+            "computed column 'x'",
+        ),
+    ],
+)
+def test_what_no_ledger_holds_is_damage(ledger, path, change, named):
+    """A stranger's file must not run what is in it: some of it would never end."""
+    write(ledger)
+    ledger.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(change)
+    for writable in (False, True):
+        with pytest.raises(DamagedRunError, match=f"holds the {named}, which no ledger does"):
+            Ledger.open(path, writable=writable)
+
+
+def test_a_journal_that_names_another_file_is_damage(ledger, path):
+    """SQLite would delete the file that such a journal names."""
+    write(ledger)
+    ledger.close()
+    victim = path.with_name("victim")
+    victim.write_text("mine\n")
+    name, magic = str(victim).encode(), bytes.fromhex("d9d505f920a163d7")
+    header = magic + (0).to_bytes(4) + bytes(4) + (1).to_bytes(4) + (512).to_bytes(4)
+    end = name + len(name).to_bytes(4) + sum(name).to_bytes(4) + magic
+    path.with_name("run.db-journal").write_bytes(header.ljust(512, b"\0") + bytes(4) + end)
+    with pytest.raises(DamagedRunError, match="journal: names another file"):
+        Ledger.open(path, writable=True)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal", "-commits"])
+def test_a_link_beside_the_file_is_damage(ledger, path, suffix):
+    """SQLite would write through it."""
+    write(ledger)
+    ledger.close()
+    path.with_name(f"run.db{suffix}").symlink_to(path.with_name("victim"))
+    with pytest.raises(DamagedRunError, match=f"{suffix}: must be a file"):
+        Ledger.open(path)
+    assert not path.with_name("victim").exists()
