@@ -13,10 +13,11 @@ import secrets
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from io import BufferedReader
 
 __all__ = [
     "is_at",
@@ -43,7 +44,7 @@ class _NotRegularError(OSError):
         return f"{self.filename} {self.strerror}"
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading, and refuse pipes, sockets, devices and folders without waiting.
 
     Raises:

@@ -239,6 +239,17 @@ def test_importing_loads_nothing_heavy():
     assert output.stdout.decode().strip() == "[]"
 
 
+def test_a_dataset_may_have_more_than_256_classes(tmp_path, write_idx):
+    """Labels of 32 bits count as many classes as there are."""
+    labels = np.repeat(np.arange(300, dtype=np.int32), 2)
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", _images(600, 1, 1))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", labels)
+    dataset = load_dataset("idx", path=tmp_path, validation=100)
+    assert (dataset.num_classes, dataset.class_names[299]) == (300, "299")
+    assert load_test("idx", path=tmp_path).labels.tolist() == labels.tolist()
+
+
 # How it is split
 
 COUNTS = st.lists(st.integers(1, 20), min_size=2, max_size=6)
@@ -366,6 +377,11 @@ def test_an_unknown_dataset_is_refused_with_the_near_name():
         ),
         ({TRAIN_LABELS: np.repeat(_labels(0, 1, 2), [15, 14, 1])}, "but class '2' has 1;"),
         ({TRAIN_LABELS: _images(30)}, "begins with 00 00 08 03 (images)"),
+        ({TRAIN_LABELS: np.arange(30, dtype=np.int32) - 1}, "but they are from -1 to 28; number"),
+        (
+            {TRAIN_LABELS: np.full(30, 2**31 - 1, np.int32)},
+            "below the number of images, 30, but they are from 2,147,483,647 to 2,147,483,647;",
+        ),
         ({TRAIN_LABELS: None}, f"lacks {TRAIN_LABELS}; dataset idx needs {TRAIN_IMAGES}, "),
         ({f"{TRAIN_IMAGES}.gz": None}, f"lacks {TRAIN_IMAGES}; dataset idx needs"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from tune_softmax.data.idx import (
     IMAGES,
     LABELS,
+    LONG_LABELS,
     MAX_BYTES,
     QMNIST_LABELS,
     find_idx,
@@ -66,6 +67,12 @@ PLAIN_FAULTS = {
     "magic cut": (FILE[:3], "must begin with 00 00 08 03 (images), but begins with 00 00 08;"),
     "header cut": (FILE[:9], "is cut short within its header"),
     "labels": (LABEL_FILE, "begins with 00 00 08 01 (labels); were images and labels exchanged?"),
+    "colour": (
+        b"\x00\x00\x08\x04" + FILE[4:],
+        "begins with 00 00 08 04 (unsigned bytes in 4 dimensions); colour is not supported: make",
+    ),
+    "floats": (b"\x00\x00\x0d\x03" + FILE[4:], "(32-bit floats in 3 dimensions); convert the pix"),
+    "flat": (b"\x00\x00\x08\x02" + FILE[4:], "in 2 dimensions); give every image its rows and"),
     "values cut": (FILE[:-1], "says 2 x 3 x 4 values, 24 bytes, but only 23 follow"),
     "no values": (FILE[:16], "says 2 x 3 x 4 values, 24 bytes, but only 0 follow"),
     "trailing": (FILE + b"ab", "holds more bytes than its header says"),
@@ -224,6 +231,14 @@ def test_a_pair_has_one_label_for_each_image(tmp_path, write_idx):
 
     write_idx(labels, np.arange(24, dtype=np.int32).reshape(3, 8))
     assert read_pair(images, labels, QMNIST_LABELS)[1].tolist() == [0, 8, 16]
+
+    write_idx(labels, np.array([2, 300, 1], np.int32))
+    assert read_pair(images, labels, LABELS, LONG_LABELS)[1].tolist() == [2, 300, 1]
+    allowed = "must begin with 00 00 08 01 (labels) or 00 00 0c 01 (32-bit labels), but begins"
+    labels.write_bytes(b"\x00\x00\x0d\x01" + bytes(16))
+    with pytest.raises(DataError, match=re.escape(allowed)) as caught:
+        read_pair(images, labels, LABELS, LONG_LABELS)
+    assert str(caught.value).endswith("write the labels as one whole number an image")
 
     write_idx(labels, np.array([2, 0], np.uint8))
     message = f"{labels}: must hold a label for each of the 3 images in images, but holds 2"

@@ -379,7 +379,7 @@ WRONG_TEXTS = [
         "wrong.yaml:7: name: a tag (tag:yaml.org,2002:python/object/apply:os.system) is not",
     ),
     (render({}) + "3: 4\n", "wrong.yaml:7: a key must be text, got 3"),
-    (render({}) + "\tname: x\n", "wrong.yaml:7:1: not YAML: "),
+    (render({}) + "\tname: x\n", "wrong.yaml:7:1: not YAML: a tab indents the line; use spaces"),
     (render({}) + "  name: x\n name: y\n", "not YAML: "),
     ("a: [1, 2\n", "wrong.yaml:2:1: not YAML: while parsing a flow sequence"),
     ("a: " + "[" * 40 + "]" * 40, "wrong.yaml:1: must be nested at most 32 levels deep"),
@@ -584,10 +584,13 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, content, expected):
 
 
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path):
-    """A missing file, a folder and an impossible name are refused with the reason."""
+    """A missing file, a folder, a device, a pipe and an impossible name; none is waited for."""
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
     for path, reason in [
         (tmp_path / "missing.yaml", "No such file or directory"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "is not a regular file"),
+        (pipe, "is not a regular file"),
         (tmp_path / ("x" * 300), "File name too long"),
         ("a\0b", "embedded null byte"),
     ]:
@@ -605,6 +608,13 @@ def test_a_pipe_is_refused_but_from_a_shell(tmp_path):
     os.close(writing)
     assert load(f"/dev/fd/{reading}").name == "piped"
     os.close(reading)
+
+
+def test_a_run_where_an_experiment_is_meant_is_named(tmp_path):
+    """`search RUN` is told of `resume`."""
+    (tmp_path / "experiment.yaml").touch()
+    with pytest.raises(ExperimentError, match=f"it is a run: go on .* resume {tmp_path}"):
+        load(tmp_path)
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path):

@@ -82,6 +82,41 @@ def test_quotes_and_blocks_are_text():
     assert read(text, "x").value == {"a": "1", "b": "true", "c": "2\n", "d": "null"}
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("name:\tx\n", {"name": "x"}),
+        ("name\t:\tx\t# why\n", {"name": "x"}),
+        ("a: 1\t\nb: 2 \t \n\t\nc: 3\n", {"a": 1, "b": 2, "c": 3}),
+        ("a:\t[1,\t2\t,\n\t3\t]\n", {"a": [1, 2, 3]}),
+        ('{"a": 1,\n\t"b":\t{"c": 2}}', {"a": 1, "b": {"c": 2}}),
+        ('{\n\t"a": 1\n\t}\n', {"a": 1}),
+        ("a: b\tc \t d\n", {"a": "b\tc \t d"}),
+        ("a: '\tb\t'\nc: \"\td\"\n", {"a": "\tb\t", "c": "\td"}),
+        ("a:\n-\tb\n-\tc: 1\n", {"a": ["b", {"c": 1}]}),
+        ("a: |\n  b\tc\n  \td\n", {"a": "b\tc\n\td\n"}),
+        ("a: b\t\n  c\n", {"a": "b c"}),
+        ("# \t\n\t# x\na: 1\n", {"a": 1}),
+    ],
+)
+def test_tabs_part_tokens(text, value):
+    """YAML 1.2, section 6.2: anywhere but in the indentation of a block, so JSON reads too."""
+    document = read(text, "x")
+    assert document.value == value
+    assert not document.problems
+
+
+@pytest.mark.parametrize("char", ["\x85", "\u2028", "\u2029"])
+def test_what_was_a_line_break_in_yaml_1_1_is_an_ordinary_character(char):
+    """YAML 1.2, section 5.4: a comment goes on after it, text keeps it, and it counts no line."""
+    text = f"# one{char}a: 0\nb: x{char}y\n'c{char}': \"{char}\"\n{char}d: [1,{char}]\n"
+    document = read(text + "d: 4\nd: 5\n", "x")
+    expected = {"b": f"x{char}y", f"c{char}": char, f"{char}d": [1, char], "d": 4}
+    assert document.value == expected
+    assert [(problem.line, problem.path) for problem in document.problems] == [(6, ("d",))]
+    assert document.line(("d",)) == 5
+
+
 def test_every_key_and_item_knows_its_line():
     """Lines are counted from 1, and a missing key has its parent's."""
     document = read("# comment\na: 1\nb:\n  - x\n  -\n    c: 2\n", "x")
@@ -118,7 +153,8 @@ def test_an_alias_bomb_does_not_grow():
     ("text", "expected"),
     [
         ("a: b: c\n", "x.yaml:1:5: not YAML: mapping values are not allowed here"),
-        ("a:\n\t- 1\n", r"x.yaml:2:1: not YAML: while scanning for the next token: found cha"),
+        ("a:\n\t- 1\n", "x.yaml:2:1: not YAML: a tab indents the line; use spaces"),
+        ("a: 1\n \tb: 2\n", "x.yaml:2:2: not YAML: a tab indents the line; use spaces"),
         ('a: "\\UFFFFFFFF"\n', "x.yaml: not YAML: an escape such as "),
         ('a: "\\U00110000"\n', "x.yaml: not YAML: an escape such as "),
         ("%YAML 9" + "9" * 5000 + ".1\n---\na: 1\n", "x.yaml: not YAML: an escape such as "),

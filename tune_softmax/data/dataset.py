@@ -19,7 +19,15 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_softmax.data.idx import IMAGES, LABELS, find_idx, read_idx, read_pair, read_shape
+from tune_softmax.data.idx import (
+    IMAGES,
+    LABELS,
+    LONG_LABELS,
+    find_idx,
+    read_idx,
+    read_pair,
+    read_shape,
+)
 from tune_softmax.data.public import PUBLIC_DATASETS, fetch
 from tune_softmax.data.seeding import derive_seed
 from tune_softmax.errors import DataError
@@ -303,7 +311,10 @@ def _load_train(
         split, where = _digits(test=False), name
     else:
         folder = _idx_folder(path)
-        split, where = Split(*read_pair(*_find_pair(folder, _IDX_TRAIN))), str(folder)
+        images_path, labels_path = _find_pair(folder, _IDX_TRAIN)
+        split = Split(*read_pair(images_path, labels_path, LABELS, LONG_LABELS))
+        _check_labels(split.labels, labels_path)
+        where = str(folder)
     return split, tuple(str(label) for label in range(split.labels.max() + 1)), where
 
 
@@ -361,14 +372,14 @@ def _read_idx_test(folder: Path) -> Split:
     """Read a folder's test set and hold it against the training set."""
     train_images, train_labels = _find_pair(folder, _IDX_TRAIN)
     test_images, test_labels = _find_pair(folder, _IDX_TEST)
-    split = Split(*read_pair(test_images, test_labels))
+    split = Split(*read_pair(test_images, test_labels, LABELS, LONG_LABELS))
     shape = read_shape(train_images, IMAGES)[1:]
     if split.images.shape[1:] != shape:
         raise DataError(
             f"{test_images}: test images must be {shape[0]} x {shape[1]}, as the training images "
             f"are, but are {split.images.shape[1]} x {split.images.shape[2]}; get the files again"
         )
-    unseen = np.setdiff1d(split.labels, read_idx(train_labels, LABELS))
+    unseen = np.setdiff1d(split.labels, read_idx(train_labels, LABELS, LONG_LABELS))
     if unseen.size:
         raise DataError(
             f"{test_labels}: every test label must be in {train_labels.name} too, but "
@@ -509,6 +520,17 @@ def _num_validation(validation: float, num_images: int, where: str) -> int:
             f"{num_images:,}, but {validation!r} asks for {size:,}; choose another number"
         )
     return size
+
+
+def _check_labels(labels: NDArray[np.int64], path: Path) -> None:
+    """Refuse labels that cannot be those of classes 0 to C - 1, each with an image or more."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(labels):
+        raise DataError(
+            f"{path}: labels must number the classes from 0 without a gap, so that they are below "
+            f"the number of images, {len(labels):,}, but they are from {low:,} to {high:,}; "
+            "number the classes anew"
+        )
 
 
 def _check_classes(labels: NDArray[np.int64], class_names: tuple[str, ...], where: str) -> None:

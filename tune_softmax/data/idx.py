@@ -8,10 +8,9 @@ grows with what the file really holds, never with what its header claims.
 import contextlib
 import gzip
 import math
-import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -20,11 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tune_softmax import files
 from tune_softmax.errors import DataError
 
 __all__ = [
     "IMAGES",
     "LABELS",
+    "LONG_LABELS",
     "MAX_BYTES",
     "QMNIST_LABELS",
     "IdxKind",
@@ -36,6 +37,14 @@ __all__ = [
 
 MAX_BYTES = 4 * 2**30  # values of one file; MNIST's training images are 47 MB
 _CHUNK_BYTES = 2**20
+_TYPES = {  # by IDX's code
+    0x08: "unsigned bytes",
+    0x09: "signed bytes",
+    0x0B: "16-bit integers",
+    0x0C: "32-bit integers",
+    0x0D: "32-bit floats",
+    0x0E: "64-bit floats",
+}
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -56,6 +65,7 @@ class IdxKind:
 
 IMAGES = IdxKind("images", b"\x00\x00\x08\x03", "u1")  # (N, H, W)
 LABELS = IdxKind("labels", b"\x00\x00\x08\x01", "u1")  # (N,)
+LONG_LABELS = IdxKind("32-bit labels", b"\x00\x00\x0c\x01", ">i4")  # (N,)
 QMNIST_LABELS = IdxKind("QMNIST labels", b"\x00\x00\x0c\x02", ">i4")  # (N, 8)
 
 
@@ -82,21 +92,21 @@ def find_idx(folder: Path, name: str) -> Path | None:
     return None
 
 
-def read_idx(path: Path, kind: IdxKind) -> NDArray[Any]:
+def read_idx(path: Path, *kinds: IdxKind) -> NDArray[Any]:
     """Return the values of one IDX file.
 
     Args:
         path: The file; gzip is undone if the name ends in .gz.
-        kind: What it must hold.
+        kinds: What it may hold.
 
     Returns:
-        An array of `kind.dtype` in the file's shape, at least one value in each dimension.
+        An array of the kind's `dtype` in the file's shape, at least one value in each dimension.
 
     Raises:
         DataError: The file cannot be read, or is not exactly one such file.
     """
     with _opened(path) as file:
-        shape = _read_header(file, kind)
+        kind, shape = _read_header(file, kinds)
         dtype = np.dtype(kind.dtype)
         num_bytes = math.prod(shape) * dtype.itemsize
         values = _read(file, num_bytes)
@@ -117,18 +127,19 @@ def read_shape(path: Path, kind: IdxKind) -> tuple[int, ...]:
         DataError: As for `read_idx`, as far as the header shows it.
     """
     with _opened(path) as file:
-        return _read_header(file, kind)
+        return _read_header(file, [kind])[1]
 
 
 def read_pair(
-    images_path: Path, labels_path: Path, label_kind: IdxKind = LABELS
+    images_path: Path, labels_path: Path, *label_kinds: IdxKind
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return images and their labels.
 
     Args:
         images_path: The file of the images.
         labels_path: The file of their labels.
-        label_kind: Its form; of QMNIST's columns the first is the class.
+        label_kinds: The forms it may have, `LABELS` by default; of QMNIST's columns the first is
+            the class.
 
     Returns:
         Images, uint8, (N, H, W), and labels, int64, (N,).
@@ -137,7 +148,7 @@ def read_pair(
         DataError: As for `read_idx`; or the two files differ in number.
     """
     images = read_idx(images_path, IMAGES)
-    labels = read_idx(labels_path, label_kind)
+    labels = read_idx(labels_path, *(label_kinds or [LABELS]))
     if len(images) != len(labels):
         raise DataError(
             f"{labels_path}: must hold a label for each of the {len(images):,} images in "
@@ -150,8 +161,7 @@ def read_pair(
 def _opened(path: Path) -> Iterator[BufferedIOBase]:
     """Open the file, unpacked, and give every fault found while it is open its path."""
     try:
-        _check_regular(path)
-        with path.open("rb") as packed:
+        with files.open_regular(path) as packed:  # opening a pipe would wait for ever
             start = packed.read(len(_GZIP_MAGIC))
             packed.seek(0)
             _check_suffix(path, start)
@@ -176,16 +186,10 @@ def _opened(path: Path) -> Iterator[BufferedIOBase]:
         raise DataError(f"{path}: {fault}") from fault
 
 
-def _check_regular(path: Path) -> None:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise _FaultError("is not a regular file; put the data file there")
-    if status.st_size == 0:
-        raise _FaultError("is empty (0 bytes); get the file again")
-
-
 def _check_suffix(path: Path, start: bytes) -> None:
-    """Refuse a file whose name and first bytes disagree on whether it is packed."""
+    """Refuse an empty file, and one whose name and first bytes disagree on being packed."""
+    if not start:
+        raise _FaultError("is empty (0 bytes); get the file again")
     if path.suffix == ".gz" and start != _GZIP_MAGIC:
         raise _FaultError(
             f"must be a gzip file, which begins with {_hex(_GZIP_MAGIC)}, but begins with "
@@ -204,12 +208,14 @@ def _read(file: BufferedIOBase, size: int) -> bytearray:
     return values
 
 
-def _read_header(file: BufferedIOBase, kind: IdxKind) -> tuple[int, ...]:
-    magic = file.read(len(kind.magic))
-    if magic != kind.magic:
-        raise _FaultError(
-            f"must begin with {_hex(kind.magic)} ({kind.meaning}), but {_description(magic)}"
-        )
+def _read_header(
+    file: BufferedIOBase, kinds: Sequence[IdxKind]
+) -> tuple[IdxKind, tuple[int, ...]]:
+    magic = file.read(len(kinds[0].magic))
+    kind = next((kind for kind in kinds if kind.magic == magic), None)
+    if kind is None:
+        allowed = " or ".join(f"{_hex(kind.magic)} ({kind.meaning})" for kind in kinds)
+        raise _FaultError(f"must begin with {allowed}, but {_description(magic, kinds[0])}")
     num_dimensions = magic[-1]
     sizes = file.read(4 * num_dimensions)
     if len(sizes) < 4 * num_dimensions:
@@ -223,16 +229,27 @@ def _read_header(file: BufferedIOBase, kind: IdxKind) -> tuple[int, ...]:
             f"its header says {_product(shape)} values, {num_bytes:,} bytes; at most "
             f"{MAX_BYTES:,} are read; get the file again"
         )
-    return shape
+    return kind, shape
 
 
-def _description(magic: bytes) -> str:
-    for kind in (IMAGES, LABELS, QMNIST_LABELS):
+def _description(magic: bytes, wanted: IdxKind) -> str:
+    """Say what a file holds that does not hold what it must, and what to do."""
+    for kind in (IMAGES, LABELS, LONG_LABELS, QMNIST_LABELS):
         if magic == kind.magic:
             return f"begins with {_hex(magic)} ({kind.meaning}); were images and labels exchanged?"
     if not magic:
         return "decompresses to nothing; get the file again"
-    return f"begins with {_hex(magic)}; get the file again"
+    if len(magic) < len(wanted.magic) or magic[:2] != wanted.magic[:2] or magic[2] not in _TYPES:
+        return f"begins with {_hex(magic)}; get the file again"
+    what = f"begins with {_hex(magic)} ({_TYPES[magic[2]]} in {magic[3]} dimensions)"
+    advice = "convert the pixels to unsigned bytes, 0 to 255"
+    if wanted is not IMAGES:
+        advice = "write the labels as one whole number an image"
+    elif magic[3] > IMAGES.magic[3]:
+        advice = "colour is not supported: make the images grey, (N, H, W)"
+    elif magic[3] < IMAGES.magic[3]:
+        advice = "give every image its rows and columns, (N, H, W)"
+    return f"{what}; {advice}"
 
 
 def _hex(data: bytes) -> str:

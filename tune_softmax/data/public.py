@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from tune_softmax import files
 from tune_softmax.data.idx import LABELS, QMNIST_LABELS, IdxKind, find_idx
 from tune_softmax.errors import DataError
 
@@ -200,7 +201,7 @@ def _verify(path: Path, published: str) -> None:
 
 def _md5(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             return hashlib.file_digest(
                 file, partial(hashlib.md5, usedforsecurity=False)
             ).hexdigest()

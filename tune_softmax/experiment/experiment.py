@@ -6,6 +6,7 @@ larger than the training set) or the cluster is checked where they are known.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from tune_softmax import files
 from tune_softmax.config import DESCRIPTIONS, Config
-from tune_softmax.errors import ExperimentError
+from tune_softmax.errors import ExperimentError, command
 from tune_softmax.experiment import yaml_reader
 from tune_softmax.experiment.conflicts import search_conflicts
 from tune_softmax.experiment.problems import Frozen, Problems
@@ -187,7 +188,12 @@ def load(path: Path | str, overrides: Mapping[str, object] | None = None) -> Exp
             data = file.read(yaml_reader.MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise ExperimentError(f"{printable(str(path))}: cannot be read: {reason}") from error
+        advice = ""
+        if os.path.isfile(path / "experiment.yaml"):  # noqa: PTH113 - it raises nothing
+            advice = f"; it is a run: go on with it by {command('resume', path)}"
+        raise ExperimentError(
+            f"{printable(str(path))}: cannot be read: {reason}{advice}"
+        ) from error
     return _experiment(yaml_reader.read(data, str(path)), path, overrides or {})
 
 
@@ -200,8 +206,13 @@ def parse(text: str, source: str = "experiment.yaml") -> Experiment:
             comes from no file needs none.
 
     Raises:
-        ExperimentError: Something in it is wrong.
+        ExperimentError: Something in it is wrong, or it is no text.
     """
+    if not isinstance(text, str):
+        raise ExperimentError(
+            f"{source}: must be text, got {type(text).__name__}; as_experiment takes a mapping, "
+            "load the path of a file"
+        )
     return _experiment(yaml_reader.read(text, source), Path(source), {})
 
 

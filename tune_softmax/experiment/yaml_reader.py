@@ -1,8 +1,8 @@
-"""YAML read strictly into plain values that know their lines, and plain values written as YAML.
+"""Read YAML strictly into plain values with their lines, and write plain values as YAML.
 
-Scalars are YAML 1.2's core schema: `1e-3` is a number, `no` and `12:30:00` are text, `010` is 10.
-Refused: duplicate keys, anchors, aliases, tags, a second document, deep nesting, long files.
-What the keys mean is `experiment.py`'s duty.
+Scalars are those of YAML 1.2's core schema: `1e-3` is a number, `no` and `12:30:00` are text,
+`010` is 10. Duplicate keys, anchors, aliases, tags, a second document, deep nesting and long
+files are refused. `experiment.py` says what the keys mean.
 """
 
 import re
@@ -35,6 +35,7 @@ _MAX_SHOWN = 60  # characters of a received value that a message repeats
 
 KeyPath = tuple[str | int, ...]
 
+_ODD_BREAKS = "\x85\u2028\u2029"  # line breaks of YAML 1.1, and not of 1.2
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NULL = re.compile(r"null|Null|NULL|~|")
 _TRUE = re.compile(r"true|True|TRUE")
@@ -182,12 +183,54 @@ def read(data: bytes | str, source: str) -> Document:
         ) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's events, with tabs between tokens (YAML 1.2, section 6.2), which PyYAML refuses."""
+
+    buffer: str
+    pointer: int
+    column: int
+
+    def scan_to_next_token(self) -> None:
+        """Pass over spaces, comments and line breaks, and over tabs that indent nothing."""
+        super().scan_to_next_token()
+        while self.peek() == "\t":
+            length = 1
+            while self.peek(length) in {" ", "\t"}:
+                length += 1
+            before = self.buffer[self.pointer - self.column : self.pointer]
+            is_blank = self.peek(length) in {"\0", "\r", "\n", "#"}
+            if not (self.flow_level or before.strip() or is_blank):
+                raise yaml.scanner.ScannerError(
+                    None, None, "a tab indents the line; use spaces", self.get_mark()
+                )
+            self.forward(length)
+            super().scan_to_next_token()
+
+    def scan_plain_spaces(self, indent: int, start_mark: Any) -> list[str] | None:  # noqa: ANN401 - as PyYAML's
+        """Return the white space inside or after a plain scalar, tabs too."""
+        length = 0
+        while self.peek(length) in {" ", "\t"}:
+            length += 1
+        space = self.prefix(length)
+        if "\t" not in space:
+            return super().scan_plain_spaces(indent, start_mark)
+        self.forward(length)
+        if self.peek() in {"\r", "\n"}:
+            return super().scan_plain_spaces(indent, start_mark)
+        return [space]
+
+
 class _Reader:
     """Builds the values from PyYAML's events, so that nothing is looked up, named or called."""
 
     def __init__(self, text: str, source: str) -> None:
         self.source = source
-        self.events: Any = yaml.SafeLoader(text)
+        # YAML 1.2 takes these for ordinary characters, PyYAML for line breaks. Others that the
+        # text does not hold stand for them while it is read.
+        unused = (chr(code) for code in range(0x10FFFF, 0xFFFF, -1) if chr(code) not in text)
+        self.stand_for = {ord(char): next(unused) for char in _ODD_BREAKS if char in text}
+        self.originals = {ord(other): chr(code) for code, other in self.stand_for.items()}
+        self.events: Any = _Loader(text.translate(self.stand_for))
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
         self.stand_ins: set[KeyPath] = set()
@@ -240,10 +283,11 @@ class _Reader:
         if _SURROGATE.search(event.value):
             self.hide(path, f"text must be Unicode, got {shown(event.value)}", line)
             return ""
+        text = event.value.translate(self.originals)
         if not event.implicit[0]:  # quoted, a block, or tagged
-            return event.value
+            return text
         try:
-            return resolve(event.value)
+            return resolve(text)
         except ValueError as error:
             self.hide(path, f"{error}, got {shown(event.value)}", line)
             return 0
@@ -284,7 +328,7 @@ class _Reader:
         self.stand_ins.add(path)
 
 
-_LINE_BREAKS = frozenset("\n\r\x85\u2028\u2029")
+_LINE_BREAKS = frozenset(f"\n\r{_ODD_BREAKS}")
 
 
 class _Dumper(yaml.SafeDumper):
