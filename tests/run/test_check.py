@@ -483,7 +483,7 @@ def test_the_command_names_what_is_broken(run, command):
 def test_there_is_nothing_to_check_where_there_is_no_run(tmp_path, command):
     """Exit code 2."""
     assert command("check", tmp_path)[0] == 2
-    with pytest.raises(ResultsError, match="no ledger there"):
+    with pytest.raises(ResultsError, match="there is no such folder"):
         check(tmp_path / "nowhere")
 
 
