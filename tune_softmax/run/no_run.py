@@ -39,4 +39,4 @@ def no_run_message(path: Path) -> str:
         named = ", ".join(map(str, runs[:MAX_NAMED]))
         more = f" and {len(runs) - MAX_NAMED:,} more" if len(runs) > MAX_NAMED else ""
         return f"{path}: is no run but holds some; name one of them: {named}{more}"
-    return f"{path}: no ledger there; name the folder of a run, such as runs/NAME"
+    return f"{path / LEDGERS[0]}: no ledger there; name the folder of a run, such as runs/NAME"
