@@ -1,4 +1,4 @@
-"""A worker's steps, without Ray: they end on rungs, and a pack goes on where another parked."""
+"""A worker's steps, without Ray: they end on rungs, and parked trials continue elsewhere."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from tune_softmax.engine.arrays import to_arrays
 from tune_softmax.engine.pack import Pack
 from tune_softmax.experiment.experiment import Asha
 from tune_softmax.metrics import State
-from tune_softmax.scheduler.agenda import Task, View
+from tune_softmax.scheduler.agenda import DataView, Task
 from tune_softmax.scheduler.asha import Rungs
-from tune_softmax.scheduler.messages import PackTask
+from tune_softmax.scheduler.messages import Decision, PackTask
 
 CONFIGS = {n: Config(batch_size=64, num_epochs=4, learning_rate=0.1 * (n + 1)) for n in range(3)}
-TASKS = {n: Task(config, View(seed=0), draw=n) for n, config in CONFIGS.items()}
+TASKS = {n: Task(config, DataView(seed=0), draw=n) for n, config in CONFIGS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +65,21 @@ def unbroken(dataset):
     }
 
 
-def test_a_pack_waits_on_rungs_and_another_goes_on_where_it_parked(begin, dataset):
-    """Whoever was stopped trains no more, and the others' curves are as if nothing had been."""
+def test_a_pack_waits_on_rungs_and_another_continues_where_it_parked(begin, dataset):
+    """A stopped trial trains no more, and the others' curves are those of one whole pack."""
     first = begin(PackTask(0, TASKS))
     one, _, is_over = run(first)
     assert {(r.epoch, r.number, r.state) for r in one} == {(1, n, State.RUNNING) for n in CONFIGS}
     assert not is_over
-    first.hear({1}, parks=False)
+    first.apply(Decision(frozenset({1})))
     two, _, _ = run(first)
     assert losses(two).keys() == {(2, 0), (2, 2)}
-    first.hear(set(), parks=True)
+    first.apply(Decision(parks=True))
     reports, parked, is_over = run(first)
     assert (reports, sorted(parked.states), is_over) == ([], [0, 2], True)
 
     second = begin(PackTask(1, {n: TASKS[n] for n in (0, 2)}, epoch=2, recorded=2))
-    second.go_on(parked.states)
+    second.start_from(parked.states)
     rest, _, is_over = run(second)
     assert is_over
     assert {r.state for r in rest if r.epoch == 4} == {State.COMPLETE}
@@ -88,11 +88,11 @@ def test_a_pack_waits_on_rungs_and_another_goes_on_where_it_parked(begin, datase
     assert len(found) == 3 + 2 + 4
 
 
-def test_a_pack_goes_on_from_what_it_is_given(begin, dataset):
+def test_a_pack_starts_from_the_states_that_it_is_given(begin, dataset):
     """Other weights lead elsewhere: it does not train again what was trained before."""
     made = begin(PackTask(1, TASKS, epoch=2, recorded=2))
     shape = (65, 10)
-    made.go_on({n: [(np.zeros(shape, np.float32),) * 2] for n in CONFIGS})
+    made.start_from({n: [(np.zeros(shape, np.float32),) * 2] for n in CONFIGS})
     found = losses(run(made)[0])
     expected = unbroken(dataset)
     assert found.keys() == {(epoch, n) for epoch in (3, 4) for n in CONFIGS}

@@ -1,4 +1,4 @@
-"""What trains next: with a real ledger and a real study, in any order of events."""
+"""The dispatcher, with a real ledger and a real study, in any order of events."""
 
 import random
 from contextlib import closing

@@ -49,6 +49,11 @@ def study_of(asked):
     return Study(asked.space, asked.search)
 
 
+def ask(study, count, curves=None):
+    """Ask a study, and return configurations by trial number."""
+    return {number: task.config for number, task in study.ask(count, curves or {}).items()}
+
+
 def outcome(number, config):
     """Return what becomes of a trial: mostly good, one in five stopped, one in seven failed."""
     curve = [1 + abs(math.log10(config.learning_rate) + 1) + 1 / e for e in range(1, 4)]
@@ -60,7 +65,7 @@ def outcome(number, config):
 def drive(study, records, curves, num_asks, count):
     """Ask and tell, and note it all as the ledger would."""
     for pack in range(num_asks):
-        configs = study.ask(count, curves)
+        configs = ask(study, count, curves)
         for number, config in configs.items():
             state, curves[number] = outcome(number, config)
             study.tell(number, state, curves[number])
@@ -94,7 +99,7 @@ def test_optuna_is_told_what_became_of_each_trial(sampler):
     study = study_of(asked)
     records, curves = [], {}
     drive(study, records, curves, 3, 5)
-    assert study.ask(5, {}) == {}
+    assert ask(study, 5) == {}
     trials = study.trials
     assert len(trials) == study.num_asked == study.num_trials == 15
     for trial, record in zip(trials, records, strict=True):
@@ -116,7 +121,7 @@ def test_optuna_ranks_complete_trials_as_we_do():
     """By the mean of the last epochs, told at once or replayed; a stopped one by its last."""
     asked = experiment("random", num_trials=3)
     study = study_of(asked)
-    configs = study.ask(3, {})
+    configs = ask(study, 3)
     curves = {0: [0.9, 0.9, 0.9, 0.4, 0.6], 1: [0.9, 0.9, 0.9, 0.9, 0.1], 2: [0.9, 0.2]}
     states = {0: State.COMPLETE, 1: State.COMPLETE, 2: State.PRUNED}
     for number, state in states.items():
@@ -138,7 +143,7 @@ def test_optuna_ranks_complete_trials_as_we_do():
 def test_a_trial_may_fail_before_its_first_epoch():
     """A lost trial without a value is told as failed."""
     study = study_of(experiment())
-    study.ask(1, {})
+    ask(study, 1)
     study.tell(0, State.FAIL, [])
     (trial,) = study.trials
     assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {})
@@ -150,7 +155,7 @@ def test_a_trial_may_fail_before_its_first_epoch():
 def test_less_loss_or_more_accuracy_is_better(metric, best):
     """The study's direction follows the metric."""
     study = study_of(experiment(more=f", metric: {metric}"))
-    study.ask(3, {})
+    ask(study, 3)
     for number, value in enumerate([0.5, 0.9, 0.2]):
         study.tell(number, State.COMPLETE, [value])
     assert study._view({}).best_value == best
@@ -164,14 +169,14 @@ def test_a_replayed_study_asks_as_the_unbroken_one(sampler, num_unfinished):
     unbroken = study_of(asked)
     records, curves = [], {}
     drive(unbroken, records, curves, 4, 5)
-    for number, config in (unbroken.ask(num_unfinished, {}) if num_unfinished else {}).items():
+    for number, config in (ask(unbroken, num_unfinished) if num_unfinished else {}).items():
         records.append(TrialRecord(number, State.RUNNING, config, 4, 1, None, None))
     replayed = study_of(asked)
     replayed.replay(records, curves)
     assert replayed.num_asked == unbroken.num_asked
     for _ in range(2):
-        expected = unbroken.ask(5, {})
-        assert replayed.ask(5, {}) == expected
+        expected = ask(unbroken, 5)
+        assert ask(replayed, 5) == expected
         for number, config in expected.items():
             for study in (unbroken, replayed):
                 study.tell(number, *outcome(number, config))
@@ -182,7 +187,7 @@ def test_a_replay_tells_optuna_what_the_ledger_says():
     asked = experiment(num_trials=20)
     study, records, curves = study_of(asked), [], {}
     drive(study, records, curves, 2, 5)
-    (config,) = study.ask(1, {}).values()
+    (config,) = ask(study, 1).values()
     records.append(TrialRecord(10, State.WAITING, config, 2, 1, None, None))
     curves[10] = [3.0]
     replayed = study_of(asked)
@@ -209,7 +214,7 @@ def test_being_told_the_space_changes_nothing(monkeypatch):
     for _ in range(2):
         study, records, curves = study_of(asked), [], {}
         drive(study, records, curves, 3, 8)
-        study.ask(5, curves)  # in flight from now on
+        ask(study, 5, curves)  # in flight from now on
         drive(study, records, curves, 3, 8)
         found.append([record.config for record in records])
         monkeypatch.setattr(
@@ -225,7 +230,7 @@ def test_being_told_the_space_changes_nothing(monkeypatch):
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_the_seed_decides(sampler):
     """The same seed asks for the same trials, another for others."""
-    first, again, other = (study_of(experiment(sampler, seed=s)).ask(6, {}) for s in (1, 1, 2))
+    first, again, other = (ask(study_of(experiment(sampler, seed=s)), 6) for s in (1, 1, 2))
     assert first == again
     assert set(first.values()).isdisjoint(other.values())
 
@@ -237,7 +242,7 @@ def test_points_come_first_and_the_sampler_fills_in_the_rest():
         "hidden_units: 16, momentum: 0.5}"
     )
     asked = experiment(more=f", points: [{whole}, {{learning_rate: 1, momentum: 0}}]")
-    configs = study_of(asked).ask(4, {})
+    configs = ask(study_of(asked), 4)
     assert configs[0] == Config(
         batch_size=32,
         num_epochs=2,
@@ -255,7 +260,7 @@ def test_points_come_first_and_the_sampler_fills_in_the_rest():
 def test_a_search_asks_for_no_more_than_it_has():
     """The last pack is smaller, then there is nothing."""
     study = study_of(experiment("random", num_trials=5))
-    assert [sorted(study.ask(3, {})) for _ in range(3)] == [[0, 1, 2], [3, 4], []]
+    assert [sorted(ask(study, 3)) for _ in range(3)] == [[0, 1, 2], [3, 4], []]
 
 
 @pytest.mark.parametrize("num_trials", [6, 100])
@@ -263,17 +268,17 @@ def test_a_grid_tries_each_combination_once_and_ends(num_trials):
     """All six, in an order that the seed decides."""
     study = study_of(experiment(num_trials=num_trials, text=GRID))
     assert study.num_trials == 6
-    configs = study.ask(4, {}) | study.ask(4, {})
-    assert study.ask(4, {}) == {}
+    configs = ask(study, 4) | ask(study, 4)
+    assert ask(study, 4) == {}
     pairs = [(config.batch_size, config.num_epochs) for config in configs.values()]
     assert sorted(pairs) == [(b, e) for b in (16, 32) for e in (1, 2, 3)]
-    other = study_of(experiment(num_trials=num_trials, seed=1, text=GRID)).ask(6, {})
+    other = ask(study_of(experiment(num_trials=num_trials, seed=1, text=GRID)), 6)
     assert pairs != [(config.batch_size, config.num_epochs) for config in other.values()]
 
 
 def test_a_small_search_tries_part_of_the_grid():
     """num_trials is kept; no combination comes twice."""
-    configs = study_of(experiment(num_trials=4, text=GRID)).ask(10, {})
+    configs = ask(study_of(experiment(num_trials=4, text=GRID)), 10)
     assert len(configs) == len(set(configs.values())) == 4
 
 
@@ -282,12 +287,12 @@ def test_a_grid_comes_after_the_points_and_goes_on_after_a_replay():
     asked = experiment(num_trials=100, text=GRID, more=", points: [{batch_size: 16}]")
     unbroken = study_of(asked)
     assert unbroken.num_trials == 7
-    configs = unbroken.ask(3, {})
+    configs = ask(unbroken, 3)
     records = [TrialRecord(n, State.RUNNING, c, 0, 1, None, None) for n, c in configs.items()]
     replayed = study_of(asked)
     replayed.replay(records, {})
-    rest = replayed.ask(10, {})
-    assert rest == unbroken.ask(10, {})
+    rest = ask(replayed, 10)
+    assert rest == ask(unbroken, 10)
     assert configs[0].batch_size == 16
     grid = [configs[1], configs[2], *rest.values()]
     assert len(grid) == len(set(grid)) == 6
@@ -315,10 +320,10 @@ def test_a_good_sampler_learns():
         study = study_of(experiment(sampler, num_trials=60))
         draw = random.Random(0)  # noqa: S311 - noise
         for _ in range(5):
-            for number, config in study.ask(8, {}).items():
+            for number, config in ask(study, 8).items():
                 value = abs(math.log10(config.learning_rate) + 1) + 0.01 * draw.random()
                 study.tell(number, State.COMPLETE, [value])
-        last = study.ask(20, {}).values()
+        last = ask(study, 20).values()
         distances[sampler] = sum(abs(math.log10(c.learning_rate) + 1) for c in last) / 20
     assert distances["tpe"] < 0.6 * distances["random"]
 
@@ -367,7 +372,7 @@ def test_extreme_domains_are_searched(sampler, kind, ends):
     )
     study = Study(experiment.space, experiment.search)
     for _ in range(5):
-        for number, config in study.ask(8, {}).items():
+        for number, config in ask(study, 8).items():
             value = getattr(config, name)
             assert experiment.space.contains(name, value)
             study.tell(number, State.COMPLETE, [float(value)] * 2)

@@ -101,7 +101,7 @@ def test_packs_share_a_view_and_the_largest_come_first():
     made, asked = plan(), {}
     fractions = []
     while batch := made.ask(64, {}):
-        views = {made.task(number, config).view for number, config in batch.items()}
+        views = {task.view for task in batch.values()}
         assert len(views) == 1
         fractions.append(views.pop().train_fraction)
         asked |= batch
@@ -112,9 +112,12 @@ def test_packs_share_a_view_and_the_largest_come_first():
 def test_arms_of_a_seed_begin_alike():
     """They have one draw of initial weights, so that they can be compared in pairs."""
     made = plan()
+    asked = {}
+    while batch := made.ask(64, {}):
+        asked |= batch
     for number, (arm, seed) in enumerate(made.trials):
-        task = made.task(number, arm.config)
-        assert (task.view.seed, task.draw) == (seed, 0)
+        task = asked[number]
+        assert (task.config, task.view.seed, task.draw) == (arm.config, seed, 0)
 
 
 def test_the_combination_holds_what_helped_on_validation():

@@ -173,7 +173,7 @@ def _probe(folder: Path, *, fast: bool) -> dict[str, float]:
 
 def _time_ledger(path: Path) -> dict[str, float]:
     """Return what it takes to hand a pack out, and to record one epoch of it: a commit each."""
-    asked = past_study(0).ask(PACK_SIZE, {}).values()
+    asked = [task.config for task in past_study(0).ask(PACK_SIZE, {}).values()]
     handed, recorded = [], []
     with closing(Ledger.create(path, {})) as ledger:
         for pack in range(NUM_COMMITS):

@@ -31,7 +31,7 @@ from tune_softmax.config import Config
 from tune_softmax.engine.pack import Pack
 from tune_softmax.engine.products import check_precision
 from tune_softmax.errors import ExperimentError
-from tune_softmax.scheduler.asha import Referee, Rungs
+from tune_softmax.scheduler.asha import AshaRule, Rungs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -176,7 +176,7 @@ class _Course:
         self._rungs = _Halving().rungs(NUM_EPOCHS)
         # `Rungs` asks no more of its first argument than `_Halving` has.
         rungs = Rungs(_Halving(), NUM_EPOCHS, seed)  # type: ignore[arg-type]
-        self._referee = Referee(rungs, "min")
+        self._rule = AshaRule(rungs, "min")
         self._new = list(configs)
         self._waiting: defaultdict[int, dict[int, TrialState]] = defaultdict(dict)  # by epoch
 
@@ -193,7 +193,7 @@ class _Course:
             if pack.epoch == NUM_EPOCHS:
                 leaving |= values.keys()
             elif pack.epoch in self._rungs:
-                leaving |= self._referee.judge(pack.epoch, values, final=())
+                leaving |= self._rule.stopped(pack.epoch, values, final=())
             self.ends[pack.epoch] += len(leaving)
             pack.drop(leaving & set(pack.numbers))
             few = len(pack.numbers) <= self._pack_size // PARK_FRACTION

@@ -1,7 +1,6 @@
-"""Drive one agenda in Ray Tune: join the dispatcher, the judge and the packs.
+"""Run the packs of one agenda in Ray Tune: dispatcher and ASHA here, packs in workers.
 
-Ray Tune's own folder is scratch, and what Ray pickles of the driver is empty: what a resume needs
-is in the run folder.
+Nothing that Ray Tune writes is read again: a resume needs the run folder alone.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from ray.exceptions import OutOfMemoryError
 from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.worker import PackTrainable, Settings
 from tune_softmax.errors import TuneSoftmaxError
-from tune_softmax.scheduler.asha import Rungs
+from tune_softmax.scheduler.asha import AshaScheduler, Rungs
 from tune_softmax.scheduler.dispatcher import Dispatcher
-from tune_softmax.scheduler.judge import Judge
 
 if TYPE_CHECKING:
     from ray import tune
@@ -36,11 +34,11 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
     from tune_softmax.scheduler.dispatcher import Job
-    from tune_softmax.scheduler.judge import Verdict
+    from tune_softmax.scheduler.messages import Decision
 
 __all__ = ["KeepPlacement", "Outcome", "drive"]
 
-# What Ray Tune's schedulers answer.
+# Answers of a Ray Tune scheduler.
 CONTINUE: str = tune.schedulers.TrialScheduler.CONTINUE
 STOP: str = tune.schedulers.TrialScheduler.STOP
 
@@ -57,7 +55,7 @@ class Outcome:
     Attributes:
         num_done: Trials in a final state.
         num_trials: Trials in all.
-        was_stopped: Whether it was told to stop.
+        was_stopped: Whether a signal or the time budget stopped it before.
     """
 
     num_done: int
@@ -66,11 +64,11 @@ class Outcome:
 
 
 def drive(job: Job, folder: Path) -> Outcome:
-    """Run packs in Ray Tune until nothing is left or a stop is due; leave the ledger in order.
+    """Run packs in Ray Tune until nothing is left or a stop is due.
 
     Args:
-        job: What to train.
-        folder: Where Ray Tune may write what nobody reads.
+        job: What to train; its ledger can be resumed afterwards.
+        folder: Where Ray Tune may write files that are not needed afterwards.
     """
     dispatcher = Dispatcher(job)
     job.ledger.event("started", places=dispatcher.num_places, pack_size=dispatcher.pack_size)
@@ -89,13 +87,13 @@ def drive(job: Job, folder: Path) -> Outcome:
 class _Leave(BaseException):
     """Leaves Ray Tune's loop at once.
 
-    `Exception` would make it wait for busy workers. Its own way out takes a second: it waits for
-    idle ones too, and saves a state that nobody reads.
+    An `Exception` would make Ray Tune wait for busy workers. Its regular end takes a second: it
+    waits for idle workers too, and saves a state that is not needed.
     """
 
 
 class _Broken(BaseException):
-    """Carries an error of ours past Ray Tune, which takes an `Exception` for its trial's."""
+    """Carries one of our errors through Ray Tune, which takes an `Exception` for a trial's."""
 
     def __init__(self, error: TuneSoftmaxError) -> None:
         super().__init__(error)
@@ -103,7 +101,7 @@ class _Broken(BaseException):
 
 
 def _past_ray(method: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a method's own errors end the search, whoever calls it."""
+    """Make a method's own errors end the search, although Ray Tune calls it."""
 
     @functools.wraps(method)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -125,11 +123,10 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
         precision=experiment.model.precision,
         rungs=rungs,
     )
-    judge = Judge(
+    asha = AshaScheduler(
         rungs,
         metric=experiment.search.metric,
         mode=experiment.search.mode,
-        parks_at=dispatcher.parks_at,
         curves=dispatcher.curves,
     )
     trainable = tune.with_parameters(
@@ -146,7 +143,7 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_PackSearcher(dispatcher),
-            scheduler=_PackScheduler(dispatcher, judge),
+            scheduler=_PackScheduler(dispatcher, asha),
             num_samples=-1,  # `_Watch` ends the loop
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"pack-{trial.config['task'].pack}",
@@ -156,10 +153,10 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
             storage_path=str(folder / "results"),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
-            # In a notebook Ray would choose one that wipes what the cell has printed.
+            # In a notebook Ray's default would clear the cell's output.
             progress_reporter=tune.CLIReporter(),
             callbacks=[
-                _Watch(dispatcher, judge, job.should_stop, experiment.resources.report_timeout_s)
+                _Watch(dispatcher, asha, job.should_stop, experiment.resources.report_timeout_s)
             ],
         ),
     )
@@ -175,14 +172,14 @@ def _rungs(job: Job) -> Rungs | None:
 
 
 class _PackSearcher(tune.search.Searcher):
-    """Ray Tune's view of the search: every suggestion is a pack."""
+    """The search as a Ray Tune searcher: every suggestion is a pack."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
         self._dispatcher = dispatcher
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave everything out: Ray pickles its searcher, and a resume reads the ledger."""
+        """Return nothing to pickle: a resume reads the ledger."""
         return {}
 
     def set_search_properties(self, *_args: object, **_spec: object) -> bool:
@@ -191,18 +188,18 @@ class _PackSearcher(tune.search.Searcher):
 
     @_past_ray
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Give Ray Tune the next pack, or nothing for now; `_Watch` sees that all is done."""
+        """Return the next pack, or None for now; `_Watch` ends the search."""
         task = self._dispatcher.next_pack(trial_id)
         return None if task is None else {"task": task}
 
     def on_trial_result(self, *_args: object) -> None:
-        """Leave that to `_PackScheduler`."""
+        """Do nothing: `_PackScheduler` takes results."""
 
     def on_trial_complete(self, *_args: object, **_result: object) -> None:
-        """Leave that to `_PackScheduler`."""
+        """Do nothing: `_PackScheduler` takes results."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the ledger is saved."""
+        """Save nothing: a resume reads the ledger."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing: a resume reads the ledger."""
@@ -211,87 +208,89 @@ class _PackSearcher(tune.search.Searcher):
 class KeepPlacement(tune.schedulers.FIFOScheduler):
     """Leaves a pack to the worker that is starting for it.
 
-    Ray Tune's own scheduler names a pack that waits, and a worker that is free takes it at once;
-    the one that was starting is ended, and a new one started for the next pack. Where packs take
-    less time than workers to start, that goes on to the end, and one place does the work of two.
+    Ray Tune's default gives a waiting pack to a free worker at once. It then ends the worker that
+    was starting for the pack, and starts another for the next pack. Where a pack takes less time
+    than a worker's start, this repeats until the end, and one place does the work of two.
     """
 
     def choose_trial_to_run(self, tune_controller: object) -> None:
-        """Name none: Ray Tune then starts packs in their order, each where there is room."""
+        """Return None: Ray Tune then starts packs in their order, each where there is room."""
 
 
 class _PackScheduler(KeepPlacement):
-    """Ray Tune's view of ASHA: what becomes of a pack after a report.
+    """ASHA as a Ray Tune scheduler: what a pack does after a report.
 
     Args:
-        dispatcher: Who records it.
-        judge: Who decides.
+        dispatcher: Records reports.
+        asha: Decides which trials continue.
     """
 
-    def __init__(self, dispatcher: Dispatcher, judge: Judge) -> None:
+    def __init__(self, dispatcher: Dispatcher, asha: AshaScheduler) -> None:
         super().__init__()
         self._dispatcher = dispatcher
-        self._judge = judge
+        self._asha = asha
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave everything out: Ray pickles its scheduler."""
+        """Return nothing to pickle: a resume reads the ledger."""
         return {}
 
     @_past_ray
     def on_trial_result(self, _controller: object, trial: Trial, result: dict[str, Any]) -> str:
-        """Take a report, not the pack's last, and tell the pack who of it goes on."""
-        verdict = self._take(trial, result)
+        """Take a report that is not the pack's last, and tell the pack the decision."""
+        decision = self._take(trial, result)
         if not self._dispatcher.has_live(trial.trial_id):
             self._dispatcher.end(trial.trial_id, "all its trials have ended")
             return STOP
-        if verdict:
-            trial.temporary_state.ray_actor.hear.remote(verdict.stopped, parks=verdict.parks)
+        if decision:
+            trial.temporary_state.ray_actor.apply.remote(decision)
         return CONTINUE
 
     @_past_ray
     def on_trial_complete(self, _controller: object, trial: Trial, result: dict[str, Any]) -> None:
-        """Take a pack's last report; one that was ended above is over already."""
+        """Take a pack's last report, unless `on_trial_result` has ended the pack."""
         if self._dispatcher.is_open(trial.trial_id):
             self._take(trial, result)
             self._dispatcher.end(trial.trial_id, "its worker ended without a word")
 
-    def _take(self, trial: Trial, result: dict[str, Any]) -> Verdict:
-        judged, verdict = self._judge.hear(trial.config["task"], result["result"])
-        self._dispatcher.take(trial.trial_id, judged)
-        return verdict
+    def _take(self, trial: Trial, result: dict[str, Any]) -> Decision:
+        decided, decision = self._asha.decide(
+            trial.config["task"], result["result"], parks_at=self._dispatcher.parks_at
+        )
+        self._dispatcher.take(trial.trial_id, decided)
+        return decision
 
 
 class _Watch(tune.Callback):
-    """Looks, between Ray Tune's events, whether to leave, and whether every pack still reports.
+    """Checks, between Ray Tune's events, whether to stop, and whether every pack still reports.
 
     Args:
-        dispatcher: Who is told.
-        judge: Who has kept what a pack goes on from.
-        should_stop: Asked between events.
+        dispatcher: Records lost workers.
+        asha: Keeps the states of parked trials.
+        should_stop: Called between events.
         timeout_s: Seconds without a report after which a pack's worker is killed.
     """
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        judge: Judge,
+        asha: AshaScheduler,
         should_stop: Callable[[], bool],
         timeout_s: float,
     ) -> None:
         self._dispatcher = dispatcher
-        self._judge = judge
+        self._asha = asha
         self._should_stop = should_stop
         self._timeout_s = timeout_s
-        self._heard: dict[Trial, float] = {}  # when each pack began or last reported
+        self._reported: dict[Trial, float] = {}  # when each pack started or last reported
         self._killed: set[str] = set()
         self._on_warning = signal.getsignal(signal.SIGUSR1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave everything out: Ray pickles its callbacks."""
+        """Return nothing to pickle: a resume reads the ledger."""
         return {}
 
     def setup(self, *_args: object, **_info: object) -> None:
-        """Take SIGUSR1 back: Ray Tune catches it, and ends as if the search were over."""
+        """Restore our handler of SIGUSR1: Ray Tune's ends as if the search were over."""
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and self._on_warning is not None:  # None: not set from Python
             signal.signal(signal.SIGUSR1, self._on_warning)
@@ -301,32 +300,32 @@ class _Watch(tune.Callback):
         if self._dispatcher.is_done or self._should_stop():
             raise _Leave
         now = time.monotonic()
-        for trial, heard in list(self._heard.items()):
+        for trial, reported in list(self._reported.items()):
             actor = trial.temporary_state.ray_actor
-            if now - heard > self._timeout_s and actor is not None:
+            if now - reported > self._timeout_s and actor is not None:
                 self._killed.add(trial.trial_id)
-                del self._heard[trial]
+                del self._reported[trial]
                 ray.kill(actor)
 
     def on_trial_start(self, trial: Trial, **_info: object) -> None:
-        """Note when a pack began, and give it the states of trials that were parked."""
-        self._heard[trial] = time.monotonic()
-        states = self._judge.states(trial.config["task"].tasks)
+        """Note when a pack started, and send it the states of its parked trials."""
+        self._reported[trial] = time.monotonic()
+        states = self._asha.take_states(trial.config["task"].tasks)
         if states:
-            trial.temporary_state.ray_actor.go_on.remote(states)
+            trial.temporary_state.ray_actor.start_from.remote(states)
 
     def on_trial_result(self, trial: Trial, **_info: object) -> None:
         """Note when a pack reported."""
-        self._heard[trial] = time.monotonic()
+        self._reported[trial] = time.monotonic()
 
     def on_trial_complete(self, trial: Trial, **_info: object) -> None:
-        """Watch a pack no longer that is over."""
-        self._heard.pop(trial, None)
+        """Watch a pack that is over no longer."""
+        self._reported.pop(trial, None)
 
     @_past_ray
     def on_trial_error(self, trial: Trial, **_info: object) -> None:
-        """Tell why a pack lost its worker."""
-        self._heard.pop(trial, None)
+        """Record why a pack lost its worker."""
+        self._reported.pop(trial, None)
         error = trial.get_pickled_error()
         if trial.trial_id in self._killed:
             reason = f"it had not reported for {self._timeout_s:g} s and was killed"

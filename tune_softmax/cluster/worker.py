@@ -1,8 +1,8 @@
-"""What runs on a Ray worker: one Ray Tune trial that trains one pack.
+"""Train packs in a Ray worker: each is one trial of Ray Tune.
 
-What happened goes back to the driver, which alone writes the ledger. On a rung the pack ends its
-step, for the driver says who goes on. Torch takes seconds to import, so it is imported where our
-own kernels do not do what a pack needs.
+Reports go to the driver, which alone writes the ledger. On a rung the pack ends its step and
+waits for the driver's decision. Torch takes seconds to import, so it is imported only where a
+pack needs more than our own kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ray
 from tune_softmax.cluster import fast_start
 from tune_softmax.engine.arrays import ArrayData
 from tune_softmax.metrics import FinalTest, Report, State
-from tune_softmax.scheduler.messages import PackResult
+from tune_softmax.scheduler.messages import Decision, PackResult
 
 if TYPE_CHECKING:
     from ray import tune
@@ -26,7 +26,7 @@ else:
     tune = fast_start.import_tune()
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from tune_softmax.config import Precision, Reduction
     from tune_softmax.data.dataset import Dataset, Split
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from tune_softmax.engine.plan import TrialState
     from tune_softmax.engine.tensors import TensorData
     from tune_softmax.metrics import EpochMetrics
-    from tune_softmax.scheduler.agenda import View
+    from tune_softmax.scheduler.agenda import DataView
     from tune_softmax.scheduler.asha import Rungs
     from tune_softmax.scheduler.messages import PackTask
 
 __all__ = ["PackTrainable", "Settings"]
 
-# A report takes 10 ms, in which its pack stands still, so epochs shorter than this share one.
+# A report takes 10 ms, during which its pack waits, so epochs shorter than this share one.
 REPORT_SECONDS = 0.5
-# What torch says where the host's memory ends; of the GPU's it has an exception of its own.
+# Torch's message where the host's memory is too small; for a GPU's it has an exception class.
 HOST_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
@@ -54,8 +54,8 @@ class Settings:
         cpus_per_pack: Threads.
         reduction: Whether a mini-batch's loss is the mean or the sum over its images.
         initial_std: Standard deviation of the initial weights.
-        precision: In which products with the images are computed.
-        rungs: Where trials are compared, or None where nothing is stopped early.
+        precision: The precision of products with the images.
+        rungs: Where trials are compared; None stops nothing early.
     """
 
     cpus_per_pack: int
@@ -72,8 +72,8 @@ class PackTrainable(tune.Trainable):
     """
 
     _pack: Pack | None
-    _begin: Mapping[int, TrialState]
-    _verdict: tuple[Collection[int], bool]  # who ends, and whether the others are parked
+    _start_states: Mapping[int, TrialState]  # which the pack starts from
+    _decision: Decision
 
     def setup(
         self,
@@ -82,53 +82,52 @@ class PackTrainable(tune.Trainable):
         test: Split | None,
         settings: Settings,
     ) -> None:
-        """Keep what every pack of this worker needs.
+        """Keep what all packs of this worker share, and take the first pack.
 
         Args:
             config: See the class.
             dataset: Training and validation images, from Ray's object store.
-            test: Test images to evaluate trials on at their end, or None where that is not asked.
+            test: Test images, on which complete trials are evaluated; None: on none.
             settings: What all packs have in common.
         """
         self._dataset = dataset
         self._test = test
         self._settings = settings
-        self._data: tuple[tuple[View, bool], ArrayData | TensorData] | None = None
+        self._data: tuple[tuple[DataView, bool], ArrayData | TensorData] | None = None
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next pack, and keep the process with its imports and its data."""
+        """Take the next pack; the process keeps its imports and its data."""
         self._start(new_config)
         return True
 
-    def go_on(self, states: Mapping[int, TrialState]) -> None:
-        """Begin the pack with its trials' states as another has parked them."""
-        self._begin = states
+    def start_from(self, states: Mapping[int, TrialState]) -> None:
+        """Start the pack from the states in which other packs have parked its trials."""
+        self._start_states = states
 
-    def hear(self, stopped: Collection[int], *, parks: bool) -> None:
-        """Hear, between two steps, which trials end on their rung, and whether the others wait."""
-        self._verdict = stopped, parks
+    def apply(self, decision: Decision) -> None:
+        """Take the driver's decision on a rung; the next step carries it out."""
+        self._decision = decision
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch, or as many short ones as fit into one report and lead to no rung."""
+        """Train one epoch, or short ones until a report is due or a rung is reached."""
         started = time.perf_counter()
         reports: list[Report] = []
         states: dict[int, TrialState] = {}
         error = None
-        is_over = is_small = is_judged = False
+        is_over = is_small = is_on_rung = False
         try:
             if self._pack is None:
                 self._pack = self._build()
-            stopped, parks = self._verdict
-            self._verdict = (), False
-            self._pack.drop(stopped)
-            if parks:
+            decision, self._decision = self._decision, Decision()
+            self._pack.drop(decision.stopped)
+            if decision.parks:
                 states = {number: self._pack.state(number) for number in self._pack.numbers}
                 is_over = True
-            while not (is_over or is_judged) and time.perf_counter() - started < REPORT_SECONDS:
+            while not (is_over or is_on_rung) and time.perf_counter() - started < REPORT_SECONDS:
                 found = self._train_epoch(self._pack)
                 reports += found
-                is_judged = any(_is_on_rung(report) for report in found)
+                is_on_rung = any(_is_on_rung(report) for report in found)
                 is_over = not self._pack.numbers
         except Exception as caught:  # noqa: BLE001 - the trial boundary: the traceback is kept with the trials
             is_small = _is_out_of_memory(caught)
@@ -143,8 +142,8 @@ class PackTrainable(tune.Trainable):
         self._task: PackTask = config["task"]
         self._best: dict[int, tuple[float, int, Any]] = {}  # loss, epoch, weights; with patience
         self._pack = None
-        self._begin = {}
-        self._verdict = (), False
+        self._start_states = {}
+        self._decision = Decision()
 
     def _build(self) -> Pack:
         from tune_softmax.engine.pack import Pack, needs_torch
@@ -153,9 +152,9 @@ class PackTrainable(tune.Trainable):
         configs = {number: one.config for number, one in task.tasks.items()}
         states = {
             number: [(w.copy(), v.copy()) for w, v in layers]  # Ray's own are read-only
-            for number, layers in self._begin.items()
+            for number, layers in self._start_states.items()
         }
-        self._begin = {}
+        self._start_states = {}
         lost = not task.tasks.keys() <= states.keys()
         pack = Pack(
             configs,
@@ -173,7 +172,7 @@ class PackTrainable(tune.Trainable):
             epoch=0 if lost else task.epoch,
             states=None if lost or not task.epoch else states,
         )
-        for _ in range(task.epoch if lost else 0):  # what was recorded already, once more
+        for _ in range(task.epoch if lost else 0):  # these epochs are recorded already
             pack.train_epoch()
         return pack
 
@@ -190,11 +189,11 @@ class PackTrainable(tune.Trainable):
         import torch
 
         torch.set_num_threads(self._settings.cpus_per_pack)
-        # A velocity that decays through denormal numbers would slow every product it meets.
+        # Denormal numbers, to which velocities decay, make every product slow.
         torch.set_flush_denormal(True)
 
-    def _view(self, view: View, *, as_tensors: bool) -> ArrayData | TensorData:
-        """Return the images that the pack trains on, kept until a pack trains on others."""
+    def _view(self, view: DataView, *, as_tensors: bool) -> ArrayData | TensorData:
+        """Return the images of a view; they are kept until a pack needs others."""
         from tune_softmax.data import dataset as data
         from tune_softmax.engine.arrays import to_arrays
 
@@ -225,7 +224,7 @@ class PackTrainable(tune.Trainable):
         return reports
 
     def _report(self, pack: Pack, number: int, metrics: EpochMetrics) -> Report:
-        """Say what the pack's last epoch brought one of its trials."""
+        """Return the report of one trial's last epoch."""
         epoch, rungs = pack.epoch, self._settings.rungs
         is_final = self._task.tasks[number].config.num_epochs == epoch
         state, error, test = State.RUNNING, None, None
@@ -238,7 +237,7 @@ class PackTrainable(tune.Trainable):
         return Report(number, epoch, metrics, state, rung, error, test)
 
     def _has_lost_patience(self, pack: Pack, number: int, metrics: EpochMetrics) -> bool:
-        """Say whether early stopping ends a trial here, and keep its best weights."""
+        """Return whether early stopping ends a trial here; keep its best weights."""
         patience = self._task.tasks[number].patience
         if not patience:
             return False
@@ -266,7 +265,7 @@ class PackTrainable(tune.Trainable):
 
 
 def _is_on_rung(report: Report) -> bool:
-    """Whether the trial waits to hear whether it goes on."""
+    """Return whether the trial waits for a decision."""
     return report.state is State.RUNNING and report.rung == report.epoch
 
 

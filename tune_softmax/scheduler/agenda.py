@@ -1,7 +1,7 @@
-"""What is to be trained: trials with their hyperparameters, and what each of them trains on.
+"""What is to be trained: trials with their hyperparameters, and the images each trains on.
 
-A study (`study.py`) makes its trials up as it learns; a fixed list knows them from the start.
-Whoever drives an agenda tells it what became of each trial, and can replay a ledger into it.
+A study (`study.py`) proposes trials as it learns; a fixed list knows all of them from the start.
+The dispatcher tells an agenda the result of each trial, and replays a ledger into it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from tune_softmax.metrics import State
     from tune_softmax.run.records import TrialRecord
 
-__all__ = ["Agenda", "FixedList", "Task", "View"]
+__all__ = ["Agenda", "DataView", "FixedList", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class DataView:
     """What the trials of a pack share: the images that they train on, and their seed.
 
     Attributes:
-        seed: With a trial's number it decides its initial weights, and alone the order of images.
-        train_fraction: How much of the training images to use, 0 < train_fraction <= 1; a
-            smaller part lies within a larger.
+        seed: Decides the order of images; with a trial's draw also its initial weights.
+        train_fraction: Fraction of the training images to use, 0 < train_fraction <= 1; a
+            smaller part lies within a larger one.
         with_validation: Whether to train on the validation images too.
     """
 
@@ -37,18 +37,18 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One trial of a fixed list.
+    """One trial, and all that its training depends on.
 
     Attributes:
         config: Its hyperparameters.
         view: What it trains on.
-        draw: Which initial weights: trials of one seed and one draw begin alike.
+        draw: Which initial weights: trials of one seed and one draw have the same ones.
         patience: Stop once the validation loss has not improved for this many epochs, and keep
             the weights of the best one; 0 trains to the end and keeps the last.
     """
 
     config: Config
-    view: View
+    view: DataView
     draw: int = 0
     patience: int = 0
 
@@ -62,13 +62,10 @@ class Agenda(Protocol):
 
     @property
     def num_rounds(self) -> int:
-        """In how many rounds, at least, it wants to be asked, because it learns between them."""
+        """In how many rounds, at least, to ask for trials, because it learns between them."""
 
-    def task(self, number: int, config: Config) -> Task:
-        """Return all that there is to know of a trial that has these hyperparameters."""
-
-    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Config]:
-        """Return the next trials, all with one view.
+    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Task]:
+        """Return the next trials by number, all with one view.
 
         Args:
             count: How many at most.
@@ -76,17 +73,19 @@ class Agenda(Protocol):
         """
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
-        """Hear what became of a trial."""
+        """Take a trial's final state, and the metric after each of its epochs."""
 
-    def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
-        """Stand where a ledger is."""
+    def replay(
+        self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]
+    ) -> dict[int, Task]:
+        """Continue where a ledger ends; return the recorded trials by number."""
 
 
 class FixedList:
-    """Trials that are known from the start; it learns nothing.
+    """Trials that are known from the start.
 
     Args:
-        tasks: By trial number, from 0.
+        tasks: By trial number, from 0. Tasks appended later are seen too.
     """
 
     num_rounds = 1
@@ -100,27 +99,30 @@ class FixedList:
         """How many trials there are in all."""
         return len(self._tasks)
 
-    def task(self, number: int, config: Config) -> Task:  # noqa: ARG002 - a study needs it
-        """Return a trial."""
-        return self._tasks[number]
-
     def ask(
         self,
         count: int,
         curves: Mapping[int, Sequence[float]],  # noqa: ARG002 - a study needs them
-    ) -> dict[int, Config]:
+    ) -> dict[int, Task]:
         """Return the next trials, at most `count` of them, all with one view."""
         first = self._num_asked
-        upcoming = list(enumerate(self._tasks[first : first + count], first))
-        asked = {n: t.config for n, t in upcoming if t.view == self._tasks[first].view}
-        gap = next((n for n, _ in upcoming if n not in asked), first + len(upcoming))
-        self._num_asked = gap
-        return {number: config for number, config in asked.items() if number < gap}
+        asked: dict[int, Task] = {}
+        for number, task in enumerate(self._tasks[first : first + count], first):
+            if task.view != self._tasks[first].view:
+                break
+            asked[number] = task
+        self._num_asked += len(asked)
+        return asked
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
-        """Learn nothing."""
+        """Do nothing: the list learns nothing."""
 
-    def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
-        """Go on after the ledger's last trial."""
-        del curves
-        self._num_asked = 1 + max((trial.number for trial in trials), default=-1)
+    def replay(
+        self,
+        trials: Iterable[TrialRecord],
+        curves: Mapping[int, Sequence[float]],  # noqa: ARG002 - a study needs them
+    ) -> dict[int, Task]:
+        """Continue after the ledger's last trial; return the recorded trials by number."""
+        recorded = {trial.number: self._tasks[trial.number] for trial in trials}
+        self._num_asked = 1 + max(recorded, default=-1)
+        return recorded

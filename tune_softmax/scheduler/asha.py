@@ -1,46 +1,50 @@
-"""ASHA over single trials, across all packs: the rungs, and the referee.
+"""ASHA, which stops poor trials early: the rungs, the rule, and what becomes of a pack's reports.
 
 Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", in its stopping form, as
-Ray Tune's ASHAScheduler has it: a trial that comes to a rung goes on if it is within the best one
-in eta of those that came before it. One referee hears every trial on every rung, whichever pack
-it trains in; after a restart it hears the recorded values again and stands where it stood.
-
-The rule is written out here, because Ray Tune's judges one trial at a time where its trials, our
-packs, report, and does not stand where it stood after a restart.
+in Ray Tune's ASHAScheduler: a trial that reaches a rung continues if it is within the best one
+in eta of those that reached the rung before it. The rule is written out here, because Ray Tune
+decides for whole packs and does not restore its state after a restart.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import defaultdict
+from dataclasses import replace
+from itertools import groupby
 from math import e, floor, inf, isfinite
 from random import Random
 from typing import TYPE_CHECKING
 
 from tune_softmax.data.seeding import derive_seed
+from tune_softmax.metrics import State
+from tune_softmax.scheduler.messages import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from tune_softmax.engine.plan import TrialState
     from tune_softmax.experiment.experiment import Asha
+    from tune_softmax.metrics import Report
+    from tune_softmax.scheduler.messages import PackResult, PackTask
 
-__all__ = ["Referee", "Rungs"]
+__all__ = ["AshaRule", "AshaScheduler", "Rungs"]
 
 
 class Rungs:
     """The epochs after which ASHA compares a search's trials.
 
-    Every bracket has rungs of its own, and a trial's bracket is drawn from (seed, trial number)
-    with the probabilities that Ray Tune's ASHAScheduler uses, so that it is the same on every
-    retry, and wherever it is asked for.
+    Every bracket has its own rungs. A trial's bracket is drawn from (seed, trial number) with the
+    probabilities of Ray Tune's ASHAScheduler, so that it is the same on every retry and in every
+    process.
 
     Args:
         asha: Grace period, reduction factor and brackets.
-        max_epochs: The most epochs that any trial of the search may train.
+        max_epochs: The largest number of epochs of any trial of the search.
         seed: The experiment's seed.
 
     Attributes:
-        reduction_factor: Of the trials that come to a rung, one in so many goes on.
+        reduction_factor: About one in so many trials that reach a rung continues.
     """
 
     def __init__(self, asha: Asha, max_epochs: int, seed: int) -> None:
@@ -67,8 +71,8 @@ class Rungs:
         return self._brackets[number]
 
 
-class Referee:
-    """Says which trials of one search end on their rungs.
+class AshaRule:
+    """The stopping rule over the single trials of one search, whichever packs they train in.
 
     Args:
         rungs: Where trials are compared.
@@ -78,53 +82,150 @@ class Referee:
     def __init__(self, rungs: Rungs, mode: str) -> None:
         self._rungs = rungs
         self._sign = 1 if mode == "min" else -1
-        # Values of those that came to each rung, by (bracket, epoch), the best one first.
-        self._reached: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
-        self._heard: dict[int, int] = {}  # the last rung, by trial
+        # Values of the trials that reached each rung, by (bracket, epoch), the best one first.
+        self._values: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
+        self._last_rung: dict[int, int] = {}  # epoch, by trial
         self._stopped: dict[int, int] = {}  # epoch of the stop, by trial
 
-    def replay(self, values: Mapping[int, Mapping[int, float]]) -> None:
-        """Hear recorded epochs again: they fill the rungs, and nobody is stopped.
+    def replay(self, curves: Mapping[int, Sequence[float]]) -> None:
+        """Fill the rungs with recorded values; nothing is stopped.
 
         Args:
-            values: The metric by trial number and epoch; `judge` never heard the infinite ones
-                and NaN, so they are left out here too.
+            curves: The metric after each epoch, by trial number; NaN and infinity where a trial
+                diverged. A search never shows these to `stopped`, so they are left out here too.
         """
-        for number, curve in sorted(values.items()):
-            for epoch, value in sorted(curve.items()):
+        for number, curve in sorted(curves.items()):
+            for epoch, value in enumerate(curve, 1):
                 if isfinite(value):
-                    self.judge(epoch, {number: value}, final=())
+                    self.stopped(epoch, {number: value}, final=())
         self._stopped.clear()
 
-    def judge(self, epoch: int, values: Mapping[int, float], final: Collection[int]) -> set[int]:
-        """Hear of trials after an epoch, and say which of them end there.
+    def stopped(self, epoch: int, values: Mapping[int, float], final: Collection[int]) -> set[int]:
+        """Return which trials stop after an epoch.
 
         Args:
             epoch: From 1.
-            values: The metric by trial number, finite; those of trials that are on no rung change
-                nothing.
-            final: The trials whose own last epoch this is; they count, and are not stopped.
+            values: The metric by trial number, finite. Trials that are on no rung change nothing.
+            final: The trials that end with this epoch anyway; their values count for the others.
 
         Returns:
-            The trials that end; an epoch heard before gets the same answer again, because a pack
-            that lost its worker trains its epochs a second time.
+            Numbers of trials. An epoch that was asked for before gets the same answer again,
+            because a pack that lost its worker trains its epochs a second time.
         """
-        return {n for n, v in sorted(values.items()) if self._ends(n, epoch, v, n in final)}
+        return {n for n, v in sorted(values.items()) if self._stops(n, epoch, v, n in final)}
 
-    def _ends(self, number: int, epoch: int, value: float, is_final: bool) -> bool:  # noqa: FBT001
-        if epoch > self._heard.get(number, 0) and epoch in self._rungs.of(number):
-            self._heard[number] = epoch
-            reached = self._reached[self._rungs.bracket(number), epoch]
-            if self._sign * value > self._cutoff(reached) and not is_final:
+    def _stops(self, number: int, epoch: int, value: float, is_final: bool) -> bool:  # noqa: FBT001
+        if epoch > self._last_rung.get(number, 0) and epoch in self._rungs.of(number):
+            self._last_rung[number] = epoch
+            values = self._values[self._rungs.bracket(number), epoch]
+            if self._sign * value > self._cutoff(values) and not is_final:
                 self._stopped[number] = epoch
-            insort(reached, self._sign * value)
+            insort(values, self._sign * value)
         return self._stopped.get(number) == epoch
 
-    def _cutoff(self, reached: Sequence[float]) -> float:
+    def _cutoff(self, values: Sequence[float]) -> float:
         """Return the 1/eta quantile, interpolated between two values; of none, infinity."""
-        if not reached:
+        if not values:
             return inf
-        position = (len(reached) - 1) / self._rungs.reduction_factor
+        position = (len(values) - 1) / self._rungs.reduction_factor
         below = floor(position)
-        above = min(below + 1, len(reached) - 1)
-        return reached[below] + (reached[above] - reached[below]) * (position - below)
+        above = min(below + 1, len(values) - 1)
+        return values[below] + (values[above] - values[below]) * (position - below)
+
+
+class AshaScheduler:
+    """Decides on packs' reports by ASHA, and keeps the states of parked trials.
+
+    A pack waits on a rung until it has the decision. A pack with few trials left parks them, so
+    that they continue later in a fuller pack. Its reports are withheld until the trials' states
+    have arrived: no trial is recorded as parked whose state could still be lost.
+
+    Args:
+        rungs: Where trials are compared; None stops nothing early.
+        metric: Name of the metric that is compared.
+        mode: "min" or "max": which values are better.
+        curves: The metric after each recorded epoch, by trial number, for a resumed search to
+            decide as an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        rungs: Rungs | None,
+        *,
+        metric: str,
+        mode: str,
+        curves: Mapping[int, Sequence[float]],
+    ) -> None:
+        self._rungs = rungs
+        self._metric = metric
+        self._withheld: dict[int, list[Report]] = {}  # by pack
+        self._states: dict[int, TrialState] = {}  # by trial
+        if rungs is not None:
+            self._rule = AshaRule(rungs, mode)
+            self._rule.replay(curves)
+
+    def take_states(self, numbers: Iterable[int]) -> dict[int, TrialState]:
+        """Return and forget the states of parked trials, as far as they are kept here."""
+        return {n: self._states.pop(n) for n in numbers if n in self._states}
+
+    def decide(
+        self, task: PackTask, result: PackResult, *, parks_at: int
+    ) -> tuple[PackResult, Decision]:
+        """Decide which of a pack's trials continue.
+
+        Args:
+            task: The pack's.
+            result: What the pack reports. Its states are taken out of it, because Ray Tune keeps
+                what was reported.
+            parks_at: A pack that is down to so many trials on a rung parks them.
+
+        Returns:
+            What to record, with no reports where these are withheld, and what to tell the pack.
+        """
+        if result.states:
+            self._states |= result.states
+            result.states.clear()
+        reports = self._withheld.pop(task.pack, [])
+        stopped: set[int] = set()
+        for epoch, found in groupby(result.reports, key=lambda report: report.epoch):
+            of_epoch = list(found)
+            stopped_now = self._stopped(epoch, of_epoch)
+            stopped |= stopped_now
+            reports += [
+                replace(report, state=State.PRUNED) if report.number in stopped_now else report
+                for report in of_epoch
+            ]
+        parks = _parks(task, reports, parks_at)
+        if parks:
+            self._withheld[task.pack] = [
+                replace(report, state=State.PARKED) if _continues(report, reports) else report
+                for report in reports
+            ]
+            reports = []
+        return replace(result, reports=reports), Decision(frozenset(stopped), parks)
+
+    def _stopped(self, epoch: int, reports: Sequence[Report]) -> set[int]:
+        """Return which of the running trials stop after an epoch."""
+        if self._rungs is None:
+            return set()
+        values = {
+            report.number: getattr(report.metrics, self._metric)
+            for report in reports
+            if report.metrics.is_finite and epoch in self._rungs.of(report.number)
+        }
+        running = {report.number for report in reports if report.state is State.RUNNING}
+        return self._rule.stopped(epoch, values, values.keys() - running) & running
+
+
+def _parks(task: PackTask, reports: Sequence[Report], parks_at: int) -> bool:
+    """Return whether a pack on a rung has few trials left: they take as long as many."""
+    if not reports or reports[-1].epoch <= task.recorded:
+        return False
+    last = [report for report in reports if report.epoch == reports[-1].epoch]
+    left = [report for report in last if report.state is State.RUNNING]
+    is_on_rung = any(report.rung == report.epoch for report in last)
+    return is_on_rung and 0 < len(left) <= parks_at
+
+
+def _continues(report: Report, reports: Sequence[Report]) -> bool:
+    return report.state is State.RUNNING and report.epoch == reports[-1].epoch

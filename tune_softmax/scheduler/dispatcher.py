@@ -1,7 +1,7 @@
-"""What trains next, and what became of it; the run's one writer.
+"""Choose what trains next, and record every result; it alone writes the run's ledger.
 
-Lost packs come first, then parked trials, then new ones; every event is in the ledger before
-anybody else is told.
+Packs that lost their worker come first, then parked trials, then new ones. Every event is in the
+ledger before anybody else is told.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from tune_softmax.scheduler.progress import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tune_softmax.config import Config
     from tune_softmax.data.dataset import Dataset, Split
     from tune_softmax.experiment.experiment import Asha, Experiment
     from tune_softmax.run.ledger import Ledger
-    from tune_softmax.scheduler.agenda import Agenda, View
+    from tune_softmax.scheduler.agenda import Agenda, DataView, Task
     from tune_softmax.scheduler.messages import PackResult
 
 __all__ = ["Dispatcher", "Job"]
 
-MAX_LOSSES = 3  # of a trial's worker; that a driver died is no fault of the trial
-# Every place where a pack can run sees some rounds, so that the last ones leave none idle.
+# A trial that loses its worker so often fails. A driver that died does not count.
+MAX_LOSSES = 3
+# Every place trains several packs, so that few places idle while the last packs train.
 ROUNDS_PER_PLACE = 4
 MAX_AUTO_PACK = {"cpu": 64, "gpu": 1024}
-# A pack that is down to an eighth of its trials parks them, and a quarter of a pack goes on
-# together. Measured with two packs of 32 at a time: half of a search's seconds went into packs of
-# three trials or fewer.
+# A pack that is down to an eighth of its trials parks them, and a quarter of a pack continues
+# together. Without parking, packs of three trials or fewer took half of a search's seconds
+# (measured with two packs of 32 at a time).
 PARK_FRACTION = 8
 WAIT_FRACTION = 4
 
@@ -43,18 +43,18 @@ logger = logging.getLogger("tune_softmax")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one search or resume works with.
+    """All that one search or resume is made of.
 
     Attributes:
-        experiment: What is asked.
+        experiment: The experiment.
         agenda: The trials to train; the dispatcher replays the ledger into it.
         ledger: Open for writing.
         dataset: Training and validation images.
         num_places: How many packs run side by side.
-        should_stop: Asked between events; the search ends once it is true.
-        observe: Called with every change.
-        asha: When poor trials are stopped; None: never.
-        test: Test images to evaluate complete trials on; None for a search.
+        should_stop: Called between events; the search stops once it returns true.
+        observe: Called with the progress after every change.
+        asha: When poor trials are stopped early; None: never.
+        test: Test images, on which complete trials are evaluated; None for a search.
     """
 
     experiment: Experiment
@@ -69,18 +69,18 @@ class Job:
 
 
 class Dispatcher:
-    """Says what the next pack is, and notes what became of each.
+    """Chooses packs and records their results.
 
-    Between events its state is the ledger's, mirrored in memory.
+    Between events its state is the same as the ledger's.
 
     Args:
-        job: What the run works with; its ledger is replayed.
+        job: The search; its ledger is replayed.
 
     Attributes:
         num_places: How many packs run side by side.
         pack_size: Trials of a new pack, at most.
         parks_at: A pack that is down to so many trials on a rung parks them.
-        waits_for: So many that are parked on one rung go on before new ones begin.
+        waits_for: So many trials that are parked on one rung continue before new ones start.
         curves: The metric after each epoch, by trial number.
     """
 
@@ -92,13 +92,13 @@ class Dispatcher:
         self._ledger = ledger
         self._observe = job.observe
         self._started = time.monotonic()
-        self._live: dict[str, dict[int, Config]] = {}  # trials by Ray's trial id
-        self._parked: defaultdict[int, dict[int, Config]] = defaultdict(dict)  # by epoch
+        self._live: dict[str, dict[int, Task]] = {}  # trials by Ray's trial id
+        self._parked: defaultdict[int, dict[int, Task]] = defaultdict(dict)  # by epoch
         self.curves: defaultdict[int, list[float]] = defaultdict(list)
         trials = ledger.trials()
         for number, _epoch, metrics in ledger.epochs():
             self.curves[number].append(getattr(metrics, experiment.search.metric))
-        self._agenda.replay(trials, self.curves)
+        tasks = self._agenda.replay(trials, self.curves)
         self._states = {trial.number: trial.state for trial in trials}
         self._losses: Counter[int] = Counter()  # of a worker, by trial
         self._num_done_before = sum(state.is_final for state in self._states.values())
@@ -114,17 +114,18 @@ class Dispatcher:
                 self.pack_size = min(self.pack_size, int(detail["fits"]))
             elif kind == "worker_died":
                 self._losses.update(detail["trials"])
-        self._again: deque[dict[int, Config]] = deque()
-        left: defaultdict[View, dict[int, Config]] = defaultdict(dict)
+        self._again: deque[dict[int, Task]] = deque()
+        unfinished: defaultdict[DataView, dict[int, Task]] = defaultdict(dict)
         for trial in trials:
+            number, task = trial.number, tasks[trial.number]
             if trial.state is State.PARKED:
-                self._parked[len(self.curves[trial.number])][trial.number] = trial.config
+                self._parked[len(self.curves[number])][number] = task
             elif not trial.state.is_final:
-                left[self._view(trial.number, trial.config)][trial.number] = trial.config
+                unfinished[task.view][number] = task
             if trial.state is State.COMPLETE:
-                self._note_best(trial.number, trial.config)
-        for configs in left.values():
-            self._again += _chunks(configs, self.pack_size)
+                self._note_best(number, task)
+        for of_view in unfinished.values():
+            self._again += _chunks(of_view, self.pack_size)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -151,43 +152,39 @@ class Dispatcher:
         largest = MAX_AUTO_PACK["gpu" if self._experiment.resources.gpus_per_pack else "cpu"]
         return min(max(1, agenda.num_trials // rounds), largest)
 
-    def _view(self, number: int, config: Config) -> View:
-        return self._agenda.task(number, config).view
-
     def next_pack(self, ray_id: str) -> PackTask | None:
         """Hand out the next pack; None where there is none for now.
 
         Args:
-            ray_id: What Ray Tune calls the pack, for `take` and `end`.
+            ray_id: Ray Tune's name of the pack, for `take` and `end`.
         """
         if len(self._live) >= self.num_places:
             return None
-        epoch, configs = self._next_trials()
-        if not configs:
+        epoch, tasks = self._next_trials()
+        if not tasks:
             return None
         pack = self._next_pack
         self._next_pack += 1
         if epoch:
-            self._ledger.move(pack, configs)
+            self._ledger.move(pack, tasks)
         else:
-            self._ledger.hand_out(pack, configs)
-        self._live[ray_id] = dict(configs)
-        self._states |= dict.fromkeys(configs, State.RUNNING)
-        logger.info("pack %d: trials %s from epoch %d", pack, _spans(configs), epoch + 1)
+            self._ledger.hand_out(pack, {number: task.config for number, task in tasks.items()})
+        self._live[ray_id] = dict(tasks)
+        self._states |= dict.fromkeys(tasks, State.RUNNING)
+        logger.info("pack %d: trials %s from epoch %d", pack, _spans(tasks), epoch + 1)
         self.show()
-        tasks = {number: self._agenda.task(number, config) for number, config in configs.items()}
-        recorded = max(len(self.curves[number]) for number in configs)
+        recorded = max(len(self.curves[number]) for number in tasks)
         return PackTask(pack, tasks, epoch, recorded)
 
-    def _next_trials(self) -> tuple[int, dict[int, Config]]:
-        """Return what the next pack trains, and how many epochs it has behind it.
+    def _next_trials(self) -> tuple[int, dict[int, Task]]:
+        """Return how many epochs the next pack's trials have trained, and the trials.
 
-        Lost packs come first, then parked trials, those of the rung where most wait, then new
-        ones. Parked ones wait for a place, and while there are new ones also for company: a trial
-        alone takes three times as long as in a pack. They wait no longer than that, for until a
-        long trial has ended, the sampler takes short ones for the best there are, and asks for
-        more of them. Once all trials have been handed out, a place takes its share of those that
-        wait, for the others will be free as well.
+        Packs that lost their worker come first, then parked trials, those of the rung where most
+        are parked, then new ones. While there are new ones, parked trials wait until
+        `waits_for` of them can train together: a trial alone takes three times as long as in a
+        pack. They wait no longer, because until a long trial has ended, the sampler takes short
+        ones for the best and asks for more of them. Once all trials have been handed out, a
+        place takes only its share of the parked ones and leaves the others to the other places.
         """
         if self._again:
             return 0, self._again.popleft()
@@ -203,9 +200,9 @@ class Dispatcher:
         return epoch, {number: waiting.pop(number) for number in numbers}
 
     def _num_new(self) -> int:
-        """Return how many new trials a pack gets: all that fit, but in the end a place's share.
+        """Return how many new trials a pack gets: a whole pack, and in the end a place's share.
 
-        A share is half a pack at least, for small packs take longer a trial.
+        A share is at least half a pack, because small packs take longer a trial.
         """
         left = self._agenda.num_trials - len(self._states)
         share = max(-(-left // self.num_places), -(-self.pack_size // 2))
@@ -245,7 +242,7 @@ class Dispatcher:
         self.show()
 
     def end(self, ray_id: str, reason: str, *, is_memory: bool = False) -> None:
-        """Note that a pack is over; trials it leaves unfinished lost their worker."""
+        """Record that a pack is over; trials that it leaves unfinished lost their worker."""
         if is_memory and self._live[ray_id]:
             self._halve(ray_id, reason)
         lost = self._live.pop(ray_id)
@@ -254,19 +251,19 @@ class Dispatcher:
         logger.warning("trials %s lost their worker: %s", _spans(lost), reason)
         self._ledger.event("worker_died", trials=sorted(lost), reason=reason)
         self._losses.update(lost.keys())
-        worn = {number for number in lost if self._losses[number] >= MAX_LOSSES}
-        self._give_up(worn, f"its worker was lost {MAX_LOSSES} times, the last time: {reason}")
-        again = {number: config for number, config in lost.items() if number not in worn}
+        failed = {number for number in lost if self._losses[number] >= MAX_LOSSES}
+        self._give_up(failed, f"its worker was lost {MAX_LOSSES} times, the last time: {reason}")
+        again = {number: task for number, task in lost.items() if number not in failed}
         if again:
             self._again.append(again)
 
     def release(self) -> None:
-        """Mark what a stop cut off, for a resume to run again; parked trials stay so."""
+        """Mark the trials that a stop interrupted, so that a resume runs them again."""
         cut_off = [number for trials in self._live.values() for number in trials]
         self._ledger.finish(cut_off, State.WAITING)
 
     def show(self, phase: str = "searching") -> None:
-        """Tell the display."""
+        """Tell the display the progress."""
         done, total = self.progress
         seconds = time.monotonic() - self._started
         fresh = done - self._num_done_before
@@ -285,7 +282,7 @@ class Dispatcher:
         )
 
     def _halve(self, ray_id: str, reason: str) -> None:
-        """Train a pack that memory was too little for again in halves, and remember their size."""
+        """Split a pack that ran out of memory in two; later packs are no larger than a half."""
         lost = self._live[ray_id]
         if len(lost) == 1:
             self._give_up(set(lost), f"{reason}, and it was alone")
@@ -310,29 +307,29 @@ class Dispatcher:
             self._tell(number, State.FAIL)
 
     def _finish(self, ray_id: str, number: int, state: State) -> None:
-        config = self._live[ray_id].pop(number)
+        task = self._live[ray_id].pop(number)
         self._tell(number, state)
         if state is State.COMPLETE:
-            self._note_best(number, config)
+            self._note_best(number, task)
 
     def _tell(self, number: int, state: State) -> None:
         self._states[number] = state
         self._agenda.tell(number, state, self.curves[number])
 
-    def _note_best(self, number: int, config: Config) -> None:
-        value = trial_value(self.curves[number], config.learning_rate_schedule)
+    def _note_best(self, number: int, task: Task) -> None:
+        value = trial_value(self.curves[number], task.config.learning_rate_schedule)
         sign = 1 if self._experiment.search.mode == "min" else -1
         if self._best is None or sign * value < sign * self._best[1]:
             self._best = (number, value)
 
 
-def _chunks(configs: dict[int, Config], size: int) -> list[dict[int, Config]]:
-    items = list(configs.items())
+def _chunks(tasks: dict[int, Task], size: int) -> list[dict[int, Task]]:
+    items = list(tasks.items())
     return [dict(items[i : i + size]) for i in range(0, len(items), size)]
 
 
 def _spans(numbers: Iterable[int]) -> str:
-    """Write numbers as ranges: 0-31, 40."""
+    """Return numbers as ranges: 0-31, 40."""
     ordered = sorted(numbers)
     starts = [n for i, n in enumerate(ordered) if i == 0 or ordered[i - 1] != n - 1]
     ends = [n for i, n in enumerate(ordered) if i + 1 == len(ordered) or ordered[i + 1] != n + 1]

@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
     from tune_softmax.engine.plan import TrialState
     from tune_softmax.metrics import Report
-    from tune_softmax.scheduler.agenda import Task, View
+    from tune_softmax.scheduler.agenda import DataView, Task
 
-__all__ = ["PackResult", "PackTask"]
+__all__ = ["Decision", "PackResult", "PackTask"]
 
 
 @dataclass(frozen=True, slots=True)
 class PackTask:
-    """What a worker is to train.
+    """What a worker trains.
 
     Attributes:
         pack: The pack's number.
         tasks: Its trials by number, all of one view.
-        epoch: How many epochs the trials have behind them, in another pack.
-        recorded: Up to which epoch an earlier attempt has reported; it parked nothing there.
+        epoch: How many epochs the trials have trained before, in another pack.
+        recorded: The last epoch that an earlier attempt has reported; nothing parks up to it.
     """
 
     pack: int
@@ -32,7 +32,7 @@ class PackTask:
     recorded: int = 0
 
     @property
-    def view(self) -> View:
+    def view(self) -> DataView:
         """What its trials train on."""
         return next(iter(self.tasks.values())).view
 
@@ -41,20 +41,36 @@ class PackTask:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a pack that waits on a rung is told before it continues.
+
+    Attributes:
+        stopped: The trials that end here.
+        parks: Whether the pack returns the states of its other trials and ends.
+    """
+
+    stopped: frozenset[int] = frozenset()
+    parks: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether it changes anything."""
+        return self.parks or bool(self.stopped)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class PackResult:
-    """What a worker tells the driver.
+    """What a worker reports to the driver.
 
-    It has no representation of its own: Ray Tune would make one for every line that it logs, and
-    log none.
+    It has no `repr`: Ray Tune would make one for every line of its log, and logs none.
 
     Attributes:
         pack: The pack's number.
         reports: Of its trials' epochs, in their order.
         error: The traceback, if the pack raised.
-        out_of_memory: Whether memory was too little for a pack of this size.
-        remark: What to tell who asked for it, if there is anything.
-        states: Of the trials that it was told to park, by number.
+        out_of_memory: Whether memory was too small for a pack of this size.
+        remark: A message for the user, if there is one.
+        states: Of the trials that the pack was told to park, by number.
     """
 
     pack: int

@@ -1,4 +1,4 @@
-"""How far a search is."""
+"""The progress of a search."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Snapshot"]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How far a search is, for a display.
+    """The progress of a search, for a display.
 
     Attributes:
-        phase: What is being done, for people.
+        phase: What is being done now, in words.
         num_trials: How many trials the search has in all.
         states: How many trials are in each state.
         num_packs: Packs that are training now.
-        best: The best finished trial's number and value, if there is one.
+        best: Number and value of the best complete trial; None before the first.
         num_epochs: Trial-epochs trained.
-        seconds: Since the search began.
-        seconds_left: An estimate, once there is something to base it on.
-        remark: What the search does and who asked for it should know, to be said once.
+        seconds: Since the search or resume started.
+        seconds_left: An estimate; None before the first trial has ended.
+        remark: A message for the user, to be printed once; empty for none.
     """
 
     phase: str
@@ -41,11 +41,11 @@ class Snapshot:
 
     @property
     def num_done(self) -> int:
-        """Trials that will not run again."""
+        """How many trials will not run again."""
         return sum(count for state, count in self.states.items() if state.is_final)
 
     def __str__(self) -> str:
-        """Say it all in one line."""
+        """Return the progress in one line."""
         if not self.states:
             return self.phase
         done, states, best, clock, left = self._parts()

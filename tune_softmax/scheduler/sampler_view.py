@@ -1,4 +1,4 @@
-"""What a sampler sees of a study: the trials that tell most, and no more than it can bear."""
+"""Select the trials that a sampler learns from: comparable ones, and a limited number."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SEEN", "MIN_SEEN", "sampler_view"]
 
 MIN_SEEN = 10
-"""So many trials must have reached a rung to be looked at alone; TPE starts with as many."""
+"""So many trials must have reached a rung for it to be the level; TPE starts with as many."""
 
 MAX_SEEN = 256
-"""So many are seen at most, for TPE's ask takes longer with every one of them."""
+"""At most so many are selected, because every trial makes TPE's ask slower."""
 
-# Of these, the best, from which TPE takes at most 25 as good; the others are spread over the rest.
+# So many of them are the best ones, of which TPE takes at most 25 as good; the others are spread
+# over the rest of the ranking.
 NUM_BEST_SEEN = 64
 
 
 def sampler_view(
     trials: Sequence[FrozenTrial], rungs: Sequence[int], *, minimize: bool
 ) -> list[FrozenTrial]:
-    """Choose what a sampler is to learn from.
+    """Select what a sampler learns from.
 
     Where trials are stopped early, values after different numbers of epochs do not compare, and
-    short trials are known long before long ones: a sampler that sees all of them asks for more
-    and more short ones. So only trials count that have reached the highest rung that at least
-    `MIN_SEEN` have reached, as in Falkner et al. 2018, "BOHB: Robust and Efficient Hyperparameter
-    Optimization at Scale", section 3.2, each by what it was there, whatever became of it: the mean
-    over the second half of the epochs up to the rung, because a single loss is luck as well (see
-    `metrics.num_averaged`). Those that have not come so far and go on count as running, for the
-    sampler to keep away from.
+    short trials end long before long ones: a sampler that sees all of them asks for more and more
+    short ones. So the level is the highest rung that at least `MIN_SEEN` trials have reached, as
+    in Falkner et al. 2018, "BOHB: Robust and Efficient Hyperparameter Optimization at Scale",
+    section 3.2. Trials that have reached it count by their value there, whatever happened later:
+    the mean over the second half of the epochs up to the rung, because a single loss is noisy
+    (see `metrics.num_averaged`). Unfinished trials below it count as running, and the sampler
+    proposes others. Finished trials below it do not count.
 
     Args:
         trials: All that were asked for, in order; intermediate values are by epoch.
@@ -75,7 +76,7 @@ def _num_epochs(trial: FrozenTrial) -> int:
 
 
 def _at_rung(trial: FrozenTrial, rung: int) -> FrozenTrial:
-    """Return a trial as one whose end the rung was."""
+    """Return a trial as if it had ended on the rung."""
     second_half = range(rung // 2 + 1, rung + 1)
     return create_trial(
         value=fmean(trial.intermediate_values[epoch] for epoch in second_half),
@@ -85,7 +86,7 @@ def _at_rung(trial: FrozenTrial, rung: int) -> FrozenTrial:
 
 
 def _rank(trial: FrozenTrial, *, minimize: bool) -> tuple[bool, int, float]:
-    """Return what sorts trials as TPE does: complete ones by value, then by epochs and value."""
+    """Return a sort key with TPE's order: complete ones by value, then by epochs and value."""
     assert trial.value is not None
     is_complete = trial.state is TrialState.COMPLETE
     value = trial.value if minimize else -trial.value

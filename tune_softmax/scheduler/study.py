@@ -1,10 +1,10 @@
-"""The Optuna study over the ledger: ask for a pack's worth of trials, tell what became of each.
+"""The Optuna study of a search: it proposes trials, and learns from their results.
 
-The study lives in memory and is a replay of the ledger. The sampler is made anew for each ask
-from (seed, number of the first trial asked for), so a resumed search asks as an unbroken one. It
-looks at a view of the study: the trials that tell most, and no more of them than it can bear. So
-what stays is a list of trials, and an `optuna.Study` is made of it for every ask: one that stayed
-would copy each trial whenever it is added or told of.
+The study is in memory; a resume replays the ledger into it. Each ask makes a new sampler, seeded
+by (seed, number of the first trial asked for), so that a resumed search asks for the same trials
+as an uninterrupted one. The sampler sees a selection of the trials (`sampler_view`). Only a list
+of trials is kept, and each ask makes an `optuna.Study` of it, because a kept study would copy
+every trial whenever one is added or its result is told.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_softmax.data.seeding import derive_seed
 from tune_softmax.experiment.space import Choice, IntRange, LogUniform, Uniform
 from tune_softmax.metrics import State, trial_value
-from tune_softmax.scheduler.agenda import Task, View
+from tune_softmax.scheduler.agenda import DataView, Task
 from tune_softmax.scheduler.sampler_view import sampler_view
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "distribution", "recorded_value"]
 
-# A search of fewer rounds would leave the sampler little to learn from; with 16 it is sooner done,
-# and misses the optimum more often, see docs/notes/search.md.
+# In fewer rounds the sampler would learn little. 16 rounds end sooner and miss the optimum more
+# often, see docs/notes/search.md.
 MIN_ROUNDS = 8
-# CMA-ES takes its first mean and covariance from a search's trials once there are so many.
+# With so many complete trials CMA-ES takes its first mean and covariance from them.
 MIN_CMA_TRIALS = 16
 
 _FINAL = {
@@ -54,12 +54,12 @@ _FINAL = {
 
 
 class Study:
-    """What Optuna knows of a search.
+    """The agenda of a search: trials that an Optuna sampler proposes.
 
     Args:
         space: The experiment's search space.
         search: The experiment's sampler, metric, points and seed.
-        history: Trials of another run to learn from; they have no numbers of this search.
+        history: Trials of another run to learn from; they have no numbers in this search.
     """
 
     def __init__(self, space: Space, search: Search, history: Sequence[Past] = ()) -> None:
@@ -75,10 +75,6 @@ class Study:
         self._num_past = len(history)
         self._trials = [self._known(past.config, past.state, past.curve) for past in history]
 
-    def task(self, number: int, config: Config) -> Task:
-        """Return a trial: it trains on all training images, and has its own initial weights."""
-        return Task(config, View(self._search.seed), draw=number)
-
     @property
     def num_asked(self) -> int:
         """How many trials have been asked for; the next one's number."""
@@ -86,7 +82,7 @@ class Study:
 
     @property
     def trials(self) -> Sequence[FrozenTrial]:
-        """What became of each trial, by number, as Optuna has it."""
+        """All trials by number, as Optuna knows them."""
         return self._trials[self._num_past :]
 
     @property
@@ -96,23 +92,24 @@ class Study:
 
     @property
     def num_rounds(self) -> int:
-        """In how many rounds, at least, it wants to be asked: the sampler learns between them."""
+        """In how many rounds, at least, to ask for trials: the sampler learns between them."""
         return MIN_ROUNDS
 
-    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Config]:
-        """Ask for trials.
+    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Task]:
+        """Propose trials.
 
         Args:
-            count: How many; fewer are given where the search ends first.
+            count: How many; fewer are returned where the search ends first.
             curves: The metric after each epoch so far, by trial number.
 
         Returns:
-            Hyperparameters by trial number, ascending.
+            Trials by number, ascending. Each trains on all training images, and has its own
+            initial weights.
         """
         first = self.num_asked
         view = self._view(curves)
         view.sampler = self._sampler(first, view)
-        configs = {}
+        tasks = {}
         for number in range(first, min(first + count, self.num_trials)):
             fixed = self._fixed(number)
             if fixed is not None:
@@ -121,11 +118,11 @@ class Study:
             with np.errstate(divide="ignore", invalid="ignore"):
                 asked = view.ask(self._distributions)
             self._trials.append(self._running(asked.params))
-            configs[number] = self._space.config(asked.params)
-        return configs
+            tasks[number] = self._task(number, self._space.config(asked.params))
+        return tasks
 
     def tell(self, number: int, state: State, curve: Sequence[float]) -> None:
-        """Tell what became of a trial.
+        """Take a trial's result.
 
         Args:
             number: The trial's number.
@@ -136,17 +133,24 @@ class Study:
         config = self._space.config(self._trials[index].params)
         self._trials[index] = self._known(config, state, curve)
 
-    def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
-        """Bring an empty study to where the ledger is.
+    def replay(
+        self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]
+    ) -> dict[int, Task]:
+        """Take the trials of a ledger into an empty study; return them by number.
 
         Args:
             trials: Every trial of the ledger, by number; unfinished ones count as running.
             curves: The metric after each epoch, by trial number.
         """
-        self._trials += [
-            self._known(record.config, record.state, curves.get(record.number, ()))
-            for record in trials
-        ]
+        tasks = {}
+        for record in trials:
+            curve = curves.get(record.number, ())
+            self._trials.append(self._known(record.config, record.state, curve))
+            tasks[record.number] = self._task(record.number, record.config)
+        return tasks
+
+    def _task(self, number: int, config: Config) -> Task:
+        return Task(config, DataView(self._search.seed), draw=number)
 
     def _known(self, config: Config, state: State, curve: Sequence[float]) -> FrozenTrial:
         return create_trial(
@@ -158,12 +162,12 @@ class Study:
         )
 
     def _view(self, curves: Mapping[int, Sequence[float]]) -> optuna.Study:
-        """Return a study of what the sampler is to learn from.
+        """Return a new study of what the sampler learns from.
 
-        It is made anew for every pack, without what a sampler has noted on trials: CMA-ES keeps
-        its optimizer there, pickled, and a run folder holds no pickles, so that a resumed search
-        would lack it. So every pack's begins anew, from the best of the trials so far: Nomura et
-        al. 2021, "Warm Starting CMA-ES for Hyperparameter Optimization".
+        It lacks what samplers store on trials. CMA-ES stores its pickled optimizer there; a run
+        folder holds no pickles, so a resumed search could not restore it. Instead CMA-ES starts
+        anew for every pack, from the best trials so far: Nomura et al. 2021, "Warm Starting
+        CMA-ES for Hyperparameter Optimization".
         """
         known = [
             self._running(trial.params, curves.get(index - self._num_past, ()))
@@ -185,7 +189,7 @@ class Study:
         )
 
     def _numeric_trials(self, view: optuna.Study) -> list[FrozenTrial]:
-        """Return complete trials as far as CMA-ES knows them: without choices."""
+        """Return complete trials without their choices, which CMA-ES does not model."""
         numeric = {
             name: domain
             for name, domain in self._distributions.items()
@@ -201,7 +205,7 @@ class Study:
         ]
 
     def _fixed(self, number: int) -> dict[str, Value] | None:
-        """Return what a trial must try, in whole or in part: a given point, or the grid's."""
+        """Return the values that a trial must have: a point's or the grid's; None: none."""
         points = self._search.points
         if number < len(points):
             return dict(points[number])
@@ -223,19 +227,19 @@ class Study:
                 complete = self._numeric_trials(view)
                 source = complete if len(complete) >= MIN_CMA_TRIALS else None
                 with warnings.catch_warnings():
-                    # Experimental is the argument's form, not what it does.
+                    # The argument `source_trials` may change its form in another release.
                     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                     return optuna.samplers.CmaEsSampler(seed=seed, source_trials=source)
-            case _:  # a grid's trials are fixed, so that nothing is left to sample
+            case _:  # "random", and "grid", whose trials are fixed
                 return optuna.samplers.RandomSampler(seed=seed)
 
 
 class _Tpe(optuna.samplers.TPESampler):
-    """Optuna's TPE, told the space that it would look for in every trial at every ask.
+    """Optuna's TPE with a given space, which it else derives from all trials at every ask.
 
     Args:
-        distributions: Of all hyperparameters that are searched.
-        seed: Of its draws.
+        distributions: Of all searched hyperparameters, by name.
+        seed: Of its random numbers.
     """
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int) -> None:
@@ -246,13 +250,13 @@ class _Tpe(optuna.samplers.TPESampler):
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Return the whole space: every trial of ours has it."""
+        """Return the whole space, which all trials of a search share."""
         del study, trial
         return self._known
 
 
 def recorded_value(config: Config, state: State, curve: Sequence[float]) -> float | None:
-    """Return what Optuna holds as a trial's value: a stopped one's last, as it demands."""
+    """Return a trial's value for Optuna, which demands a stopped trial's last one."""
     if not curve:
         return None
     match state:
@@ -264,7 +268,7 @@ def recorded_value(config: Config, state: State, curve: Sequence[float]) -> floa
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """Return Optuna's word for a domain."""
+    """Return the Optuna distribution of a domain."""
     match domain:
         case Choice():
             return CategoricalDistribution(domain.choice)

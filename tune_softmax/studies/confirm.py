@@ -23,7 +23,7 @@ from tune_softmax.run import results
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
-from tune_softmax.scheduler.agenda import FixedList, Task, View
+from tune_softmax.scheduler.agenda import DataView, FixedList, Task
 from tune_softmax.stats import verdicts
 from tune_softmax.stats.wording import and_list, count
 
@@ -379,7 +379,7 @@ def _train(  # noqa: PLR0917 - each is what it says
             found.folder.best.remove()
 
     tasks = [
-        Task(found.config(trial), View(_seed(found, seed), with_validation=True))
+        Task(found.config(trial), DataView(_seed(found, seed), with_validation=True))
         for trial, seed in plan.pairs
     ]
     trials = TrialList(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from tune_softmax.experiment.remedies import REMEDIES
 from tune_softmax.metrics import State
-from tune_softmax.scheduler.agenda import FixedList, Task, View
+from tune_softmax.scheduler.agenda import DataView, FixedList, Task
 from tune_softmax.stats.verdicts import better_on_validation, losses_at_stops
 
 if TYPE_CHECKING:
@@ -93,11 +93,7 @@ class RemedyPlan:
         """Each known trial's arm and seed, by number."""
         return list(self._trials)
 
-    def task(self, number: int, config: Config) -> Task:
-        """Return a trial."""
-        return self._list.task(number, config)
-
-    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Config]:
+    def ask(self, count: int, curves: Mapping[int, Sequence[float]]) -> dict[int, Task]:
         """Return the next trials, at most `count` of them, all with one view."""
         return self._list.ask(count, curves)
 
@@ -131,20 +127,22 @@ class RemedyPlan:
                 losses[by_seed[seed]] = loss
         return losses
 
-    def replay(self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]) -> None:
-        """Take the trials of a ledger, so that the plan goes on after them."""
+    def replay(
+        self, trials: Iterable[TrialRecord], curves: Mapping[int, Sequence[float]]
+    ) -> dict[int, Task]:
+        """Take the trials of a ledger, and continue after them; return them by number."""
         recorded = list(trials)
         for trial in recorded:
             if trial.state.is_final:
                 self.tell(trial.number, trial.state, curves.get(trial.number, []))
-        self._list.replay(recorded, curves)
+        return self._list.replay(recorded, curves)
 
     def _add(self, arms: Iterable[Arm]) -> None:
         planned = [(arm, seed) for arm in arms for seed in self.seeds]
         planned.sort(key=lambda trial: (-trial[0].train_fraction, trial[1]))
         self._trials += planned
         self._tasks += [
-            Task(arm.config, View(seed, arm.train_fraction), patience=arm.patience)
+            Task(arm.config, DataView(seed, arm.train_fraction), patience=arm.patience)
             for arm, seed in planned
         ]
 
