@@ -245,6 +245,24 @@ def test_the_pieces_of_the_fast_start_are_those_of_its_folder():
     assert set(rows) <= set(read("explanation/fast-start.md").splitlines())
 
 
+def test_the_limits_in_the_guide_are_those_that_are_checked():
+    """The guide to problems has the numbers that a search compares with."""
+    from tune_softmax.cluster import limits
+
+    text = read("how-to/solve-problems.md")
+    mib = limits.MIB
+    for needed in (
+        f"{limits.LEAST_MEMORY_BYTES // mib} MiB |",
+        f"{limits.LEAST_ADDRESS_SPACE_BYTES // mib // 1024} GiB |",
+        f"{limits.STORE_FRACTION:.0%} of the memory".replace("%", " %"),
+        f"from {limits.LEAST_STORE_BYTES // mib} to {limits.MOST_STORE_BYTES // mib} MiB |",
+        f"{limits.FILES}, and {limits.FILES_PER_WORKER} for each worker |",
+        f"{limits.THREADS} more than now, and {limits.THREADS_PER_WORKER} for each worker |",
+        f"{limits.LEAST_DISK_BYTES // mib} MiB |",
+    ):
+        assert needed in text, needed
+
+
 # --- Command lines ------------------------------------------------------------------------------
 
 
