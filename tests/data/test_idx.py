@@ -201,7 +201,7 @@ def test_only_a_readable_regular_file_is_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, message in [
         ("missing", "cannot be read: No such file or directory; check the path"),
-        ("folder", "is not a regular file"),
+        ("folder", "Is a directory"),
         ("pipe", "is not a regular file"),
         ("x" * 300, "cannot be read: File name too long"),
     ]:

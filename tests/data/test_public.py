@@ -315,7 +315,7 @@ def test_a_present_file_with_another_sum_is_refused(tmp_path):
 
     (folder / file).unlink()
     (folder / file).mkdir()
-    with pytest.raises(DataError, match="cannot be read: is not a regular file"):
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
         fetch(FASHION_MNIST, FASHION_MNIST.train, tmp_path)
 
 

@@ -589,7 +589,7 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path):
     os.mkfifo(pipe)
     for path, reason in [
         (tmp_path / "missing.yaml", "No such file or directory"),
-        (tmp_path, "is not a regular file"),
+        (tmp_path, "Is a directory"),
         (pipe, "is not a regular file"),
         (tmp_path / ("x" * 300), "File name too long"),
         ("a\0b", "embedded null byte"),
