@@ -281,6 +281,30 @@ def test_a_full_disk_is_named(small, tmp_path):
     assert _listing(tmp_path) == ["FashionMNIST/raw/.lock"]
 
 
+@pytest.mark.parametrize("inside", ["FashionMNIST/raw", "FashionMNIST"])
+def test_a_folder_too_deep_is_not_downloaded_into(tmp_path, inside):
+    """Where all files lie in it already, the folder to name is told."""
+    folder = FASHION_MNIST.folder(tmp_path)
+    folder.mkdir(parents=True)
+    for name in FASHION_MNIST.train:
+        (folder / name).touch()
+    with pytest.raises(DataError) as caught:
+        fetch(FASHION_MNIST, FASHION_MNIST.train, tmp_path / inside)
+    assert str(caught.value) == (
+        f"{tmp_path / inside}: must be the folder above FashionMNIST/raw, but the files are in "
+        f"{folder}; give {tmp_path}"
+    )
+    assert _listing(tmp_path) == [f"FashionMNIST/raw/{name}" for name in FASHION_MNIST.train]
+
+
+def test_files_in_no_layout_are_an_idx_folder(tmp_path):
+    """They are moved, or read as dataset idx."""
+    for name in FASHION_MNIST.train:
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"raw, or take dataset idx with this path$"):
+        fetch(FASHION_MNIST, FASHION_MNIST.train, tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["/proc/data", "file", "file/data", "nul\0", "x" * 300])
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, folder):
     """The message says which files are wanted there."""

@@ -330,6 +330,27 @@ WRONG_TOGETHER = [
         {"seed": "1"},
         "7: unknown key 'seed'; it belongs in search",
     ),
+    ({"lr": "1"}, "7: unknown key 'lr'; did you mean 'learning_rate'? it belongs in space"),
+    ({"space.lr": "1"}, "7: space: unknown key 'lr'; did you mean 'learning_rate'?"),
+    (
+        {"dataset.name": "FashionMNIST"},
+        (
+            "2: dataset.name: must be one of fashion-mnist, mnist, kmnist, qmnist, "
+            "emnist-balanced, emnist-letters, idx, digits, got 'FashionMNIST'; did you mean "
+            "'fashion-mnist'?"
+        ),
+    ),
+    (
+        {"search.sampler": "TPE"},
+        (
+            "8: search.sampler: must be one of tpe, random, gp, cmaes, grid, got 'TPE'; did you "
+            "mean 'tpe'?"
+        ),
+    ),
+    (
+        {"space.momentum": "{loguniform: [0.1, 0.9]}"},
+        "7: space.momentum: unknown domain 'loguniform'; did you mean 'log_uniform'?",
+    ),
     (
         {"wing": "2"},
         "7: unknown key 'wing'; allowed: name, dataset, model, space, search, resources, remedies",
@@ -519,8 +540,11 @@ def test_only_a_space_of_constants_is_a_single_configuration():
 def test_only_a_space_with_a_domain_can_be_searched():
     """`search` refuses a space of constants and names `train`."""
     read().check_searchable()
-    with pytest.raises(ExperimentError, match=r"experiment x: .*got constants only; train"):
+    with pytest.raises(ExperimentError, match=r"experiment x: .*got constants only; .*train"):
         read(space__num_epochs="3").check_searchable()
+    studied = read(space__num_epochs="40", remedies="{smaller_model: []}")
+    with pytest.raises(ExperimentError, match=r"section remedies; `tune-softmax remedies`"):
+        studied.check_searchable()
 
 
 def test_a_relative_folder_is_relative_to_the_file(tmp_path):

@@ -34,6 +34,26 @@ def test_a_refusal_states_the_rule_and_the_value(rule, value, message):
     assert refusal(TypeAdapter(rule).json_schema(), value) == message
 
 
+@pytest.mark.parametrize(
+    ("word", "allowed", "found"),
+    [
+        ("lr", ["batch_size", "learning_rate"], "learning_rate"),
+        ("TPE", ["tpe", "random"], "tpe"),
+        ("CMA-ES", ["tpe", "cmaes"], "cmaes"),
+        ("FashionMNIST", ["mnist", "fashion-mnist"], "fashion-mnist"),
+        ("loguniform", ["uniform", "log_uniform"], "log_uniform"),
+        ("logUniform", ["uniform", "log_uniform"], "log_uniform"),
+        ("float", ["uniform", "log_uniform"], "uniform"),
+        ("epochs", ["batch_size", "num_epochs"], "num_epochs"),
+        ("num_samples", ["num_trials", "seed"], "num_trials"),
+        ("l2", ["l1", "weight_decay"], "weight_decay"),
+    ],
+)
+def test_what_other_tools_call_it_gets_our_word(word, allowed, found):
+    """Before a near spelling, which would make l1 of l2."""
+    assert near(word, allowed) == f"; did you mean {found!r}?"
+
+
 def test_an_unknown_word_gets_its_near_spelling_or_all_there_is():
     """A typing slip is corrected; anything else is answered with the known words."""
     assert near("sead", ["seed", "space"]) == "; did you mean 'seed'?"

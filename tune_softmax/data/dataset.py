@@ -488,7 +488,7 @@ def _checksum(*splits: Split) -> str:
 
 def _check_name(name: str, path: str | os.PathLike[str] | None) -> None:
     if name not in DATASETS:
-        near = difflib.get_close_matches(str(name), DATASETS, n=1)
+        near = difflib.get_close_matches(str(name).lower(), DATASETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise DataError(f"dataset {name!r} is unknown; {hint}known: {', '.join(DATASETS)}")
     if path is not None and name != "idx":

@@ -177,6 +177,7 @@ def fetch(
     """
     folder = dataset.folder(data_dir)
     if _missing(folder, names):
+        _check_depth(dataset, names, data_dir)
         _download_missing(dataset, names, folder, progress=progress)
     paths = [path for name in names if (path := find_idx(folder, name)) is not None]
     assert len(paths) == len(names)
@@ -184,6 +185,20 @@ def fetch(
         if path.name in dataset.md5:
             _verify(path, dataset.md5[path.name])
     return paths
+
+
+def _check_depth(dataset: PublicDataset, names: Sequence[str], data_dir: Path) -> None:
+    """Refuse a folder that is inside torchvision's layout, where all files are there already."""
+    for inside in (data_dir, data_dir / "raw"):
+        if not _missing(inside, names):
+            above = dataset.folder(Path())
+            advice = f"move them to {dataset.folder(data_dir)}, or take dataset idx with this path"
+            if inside.absolute().parts[-len(above.parts) :] == above.parts:
+                advice = f"give {inside.absolute().parents[len(above.parts) - 1]}"
+            raise DataError(
+                f"{data_dir}: must be the folder above {above}, but the files are in {inside}; "
+                f"{advice}"
+            )
 
 
 def _missing(folder: Path, names: Sequence[str]) -> list[str]:

@@ -114,6 +114,12 @@ class Experiment(Frozen):
 
     def check_searchable(self) -> None:
         """Raise ExperimentError unless there is a hyperparameter to search."""
+        if self.space.is_constant and self.remedies is not None:
+            raise ExperimentError(
+                f"experiment {self.name}: a search needs at least one hyperparameter of the space "
+                "to be a choice, int, uniform or log_uniform, got constants only and a section "
+                "remedies; `tune-softmax remedies` compares these"
+            )
         if self.space.is_constant:
             raise ExperimentError(
                 f"experiment {self.name}: a search needs at least one hyperparameter of the space "

@@ -14,9 +14,47 @@ from pydantic.fields import FieldInfo
 from tune_softmax.errors import ExperimentError
 from tune_softmax.experiment.yaml_reader import Document, KeyPath, printable, shown
 
-__all__ = ["Faults", "Frozen", "Problems", "near", "refusal"]
+__all__ = ["Faults", "Frozen", "Problems", "meant", "near", "refusal"]
 
 _MAX_REPORTED = 100
+# What other tools call our keys and values, as `_plain` writes them.
+_ALIASES = {
+    **dict.fromkeys(["lr", "eta0", "stepsize", "alpha"], "learning_rate"),
+    **dict.fromkeys(
+        ["lrschedule", "lrscheduler", "schedule", "scheduler"], "learning_rate_schedule"
+    ),
+    **dict.fromkeys(["bs", "batch", "minibatchsize"], "batch_size"),
+    **dict.fromkeys(["epochs", "nepochs", "maxepochs"], "num_epochs"),
+    **dict.fromkeys(["wd", "l2", "lambda", "decay"], "weight_decay"),
+    **dict.fromkeys(["hidden", "hiddensize", "units", "width"], "hidden_units"),
+    **dict.fromkeys(["augment", "dataaugmentation"], "augmentation"),
+    **dict.fromkeys(["beta", "beta1"], "momentum"),
+    **dict.fromkeys(["categorical", "gridsearch", "values"], "choice"),
+    **dict.fromkeys(["randint", "integer", "qrandint", "intuniform", "range"], "int"),
+    **dict.fromkeys(["float", "quniform", "real"], "uniform"),
+    **dict.fromkeys(["log", "reciprocal", "qloguniform"], "log_uniform"),
+    **dict.fromkeys(["bayesian", "bayes", "bo", "gaussianprocess"], "gp"),
+    **dict.fromkeys(["numsamples", "ntrials", "trials", "maxtrials"], "num_trials"),
+    **dict.fromkeys(["timeout", "timebudget", "maxtime"], "time_budget_s"),
+    **dict.fromkeys(["randomstate", "randomseed"], "seed"),
+    **dict.fromkeys(["searchalg", "algorithm"], "sampler"),
+    **dict.fromkeys(["pruner", "earlystopping"], "asha"),
+    **dict.fromkeys(["minresource", "mint"], "grace_period"),
+    **dict.fromkeys(["eta"], "reduction_factor"),
+    **dict.fromkeys(["valloss", "loss"], "validation_loss"),
+    **dict.fromkeys(["valaccuracy", "accuracy", "acc"], "validation_accuracy"),
+    **dict.fromkeys(["val", "validationsplit", "valsplit", "numvalidation"], "validation"),
+    **dict.fromkeys(["cpus", "numcpus"], "cpus_per_pack"),
+    **dict.fromkeys(["gpus", "numgpus"], "gpus_per_pack"),
+    **dict.fromkeys(["maxconcurrent", "maxconcurrenttrials"], "max_concurrent_packs"),
+    **dict.fromkeys(["fashion", "fmnist"], "fashion-mnist"),
+    **dict.fromkeys(["bf16"], "bfloat16"),
+    **dict.fromkeys(["fp32", "single"], "float32"),
+    **dict.fromkeys(["cosineannealing"], "cosine"),
+    **dict.fromkeys(["none", "fixed"], "constant"),
+    **dict.fromkeys(["data"], "dataset"),
+    **dict.fromkeys(["hyperparameters", "searchspace", "params"], "space"),
+}
 _MAX_COMPARED = 100  # characters of an unknown word that are compared with the known ones
 
 
@@ -46,8 +84,18 @@ class Faults(ValueError):  # noqa: N818 - several errors, for `Problems.add_erro
 
 
 def near(word: str, allowed: Iterable[str]) -> str:
-    """Return the end of a message about an unknown word: its near spelling, or what there is."""
+    """Return the end of a message about an unknown word: what may be meant, or what there is."""
     return _near(word, allowed) or f"; allowed: {', '.join(allowed)}"
+
+
+def meant(word: str, allowed: Iterable[str]) -> str | None:
+    """Return which of the allowed words stands for another, in other tools or other spelling."""
+    plain = {_plain(known): known for known in allowed}
+    return plain.get(_plain(word)) or plain.get(_plain(_ALIASES.get(_plain(word), "")))
+
+
+def _plain(word: str) -> str:
+    return "".join(char for char in word[:_MAX_COMPARED].lower() if char.isalnum())
 
 
 def refusal(schema: Mapping[str, Any], value: object) -> str:
@@ -65,8 +113,12 @@ def refusal(schema: Mapping[str, Any], value: object) -> str:
 
 
 def _near(word: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word[:_MAX_COMPARED], list(allowed), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    allowed = list(allowed)
+    found = meant(word, allowed)
+    close = difflib.get_close_matches(word[:_MAX_COMPARED], allowed, n=1)
+    if found or close:
+        return f"; did you mean {found or close[0]!r}?"
+    return ""
 
 
 def _rule(schema: Mapping[str, Any]) -> str:
@@ -156,15 +208,16 @@ class Problems:
         self.add(path[: size + 1], refusal(schema, value))
 
     def _hint(self, path: KeyPath) -> str:
-        key = str(path[-1])
-        homes = [
-            name
-            for name, field in self.model.model_fields.items()
-            if (section := _model_of(field)) and key in section.model_fields
-        ]
-        if homes:
-            return f"; it belongs in {homes[0]}"
-        return near(key, self._section(path[:-1])[0].model_fields)
+        key, here = str(path[-1]), self._section(path[:-1])[0].model_fields
+        if meant(key, here):
+            return near(key, here)
+        for name, field in self.model.model_fields.items():
+            known = section.model_fields if (section := _model_of(field)) else {}
+            if key in known:
+                return f"; it belongs in {name}"
+            if found := meant(key, known):
+                return f"; did you mean {found!r}? it belongs in {name}"
+        return near(key, here)
 
     def _section(self, path: KeyPath) -> tuple[type[BaseModel], int]:
         """Return the innermost model along `path`, and how many of its keys lead there."""
