@@ -140,8 +140,12 @@ def test_a_confirmation_says_who_may_be_the_best():
     assert second.startswith("Winner: trial 5")
     assert "of 1,000 images" in third
     rows = printed(confirmation_table(found)).splitlines()
-    assert sum(" yes " in row for row in rows) == 1
-    assert sum(" no " in row for row in rows) == 2
+    assert "the test loss decides" in rows[0]
+    verdicts_of = found.winners.set_index("trial")["verdict"]
+    assert verdicts_of[8] == "worse"
+    for row in rows[-3:]:
+        trial = int(row.split()[0])
+        assert f" {verdicts_of[trial]} " in row
 
 
 def test_a_lone_winner_is_better_than_all_others():

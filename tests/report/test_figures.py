@@ -266,13 +266,18 @@ def test_a_dose_is_answered_by_the_mean():
 # --- Test images --------------------------------------------------------------------------------
 
 
-def test_confirmed_trials_are_told_apart_as_their_verdicts_say():
-    """Filled marks are those that may be the best."""
-    winners = confirmation().winners
-    figure = figures.confirmed_accuracy(winners)
-    alike = trace(figure, "cannot be told apart from the best")
-    assert set(alike.y) == {f"trial {n}" for n in winners.loc[winners["is_winner"], "trial"]}
-    assert trace(figure, "shown to be worse").y == ("trial 0",)
+@pytest.mark.parametrize("metric", ["test_loss", "test_accuracy"])
+def test_confirmed_trials_are_drawn_by_what_decides(metric):
+    """Filled marks are those that may be the best, at their means of the deciding metric."""
+    winners = confirmation().winners.assign(metric=metric)
+    figure = figures.confirmed(winners)
+    best = winners[winners["is_winner"]]
+    drawn = trace(figure, "may be the best")
+    means = dict(zip(drawn.y, drawn.x, strict=True))
+    for row in best.to_dict("records"):
+        assert means[f"trial {row['trial']}"] == row[f"mean_{metric}"]
+    assert trace(figure, "worse").y == ("trial 0",)
+    assert figure.layout.title.text == f"Confirmed {metric.replace('_', ' ')}"
 
 
 def test_a_confusion_matrix_has_its_counts():

@@ -56,23 +56,16 @@ def test_the_regret_says_its_side(inputs, shift, side):
     )
 
 
-def test_a_winner_without_its_like_is_said_to_be_better(inputs):
-    """Not that no difference was seen between it and 0 others."""
-    confirmed = confirmation((7, 3, 5))
-    alone = confirmed.winners["trial"].eq(confirmed.winners["trial"].iloc[0])
-    confirmed = dataclasses.replace(confirmed, winners=confirmed.winners.assign(is_winner=alone))
-    text = findings.sentences(dataclasses.replace(inputs, confirmation=confirmed))[2]
-    assert text.endswith("Each of the others was shown to be worse.")
-
-
-def test_a_confirmation_says_what_cannot_be_told_apart(inputs):
-    """Of three confirmed trials, one is like the best and one is not."""
+def test_a_confirmation_says_what_decides(inputs):
+    """The first trial's means with their intervals, and the verdict's own sentence."""
     confirmed = confirmation()
     text = findings.sentences(dataclasses.replace(inputs, confirmation=confirmed))[2]
     top = confirmed.winners.iloc[0]
-    assert f"trial {top['trial']} is the best of 3 confirmed trials" in text
-    assert f"{top['accuracy_low']:.4f} to {top['accuracy_high']:.4f}) over 5 seeds" in text
-    assert "No difference was seen between it and 1 of the 2 others." in text
+    assert f"trial {top['trial']} is first of 3 confirmed trials: loss " in text
+    for name in ("loss", "accuracy"):
+        ends = f"{top[f'{name}_low']:.4f} to {top[f'{name}_high']:.4f}"
+        assert f"{name} {top[f'mean_test_{name}']:.4f} ({ends})" in text
+    assert text.endswith(f" over 5 seeds. {verdicts.winner_sentence(confirmed.winners)}")
 
 
 def test_one_seed_has_no_interval(inputs):
@@ -81,7 +74,7 @@ def test_one_seed_has_no_interval(inputs):
     one = confirmed.winners.assign(accuracy_low=-math.inf, accuracy_high=math.inf, num_seeds=1)
     confirmed = dataclasses.replace(confirmed, winners=one)
     text = findings.sentences(dataclasses.replace(inputs, confirmation=confirmed))[2]
-    assert "(no interval) over 1 seed." in text
+    assert "(no interval) over 1 seed. " in text
 
 
 def test_remedies_say_which_help_hurt_and_are_unclear(inputs):

@@ -125,25 +125,22 @@ def _combined_against_single(effects: pd.DataFrame) -> list[str]:
 def confirmation_table(found: Confirmation) -> Table:
     """Return how the confirmed trials do on the test set."""
     rows = found.winners.to_dict("records")
+    metric = words(found.winners["metric"].iloc[0])
     return Table(
         f"Test set, {count(len(found.seeds), 'seed')} each, trained on training and validation "
-        "images",
+        f"images; the {metric} decides",
         [
             Column("trial", [str(row["trial"]) for row in rows]),
+            Column("verdict", [str(row["verdict"]) for row in rows], is_text=True),
+            Column("loss", [f"{row['mean_test_loss']:.4f}" for row in rows]),
             Column(
-                "shown to be worse",
-                ["no" if row["is_winner"] else "yes" for row in rows],
-                is_text=True,
+                "95 % over seeds",
+                [interval_text(row["loss_low"], row["loss_high"], ".4f") for row in rows],
             ),
             Column("accuracy", [f"{row['mean_test_accuracy']:.4f}" for row in rows]),
             Column(
                 "95 % over seeds",
                 [interval_text(row["accuracy_low"], row["accuracy_high"], ".4f") for row in rows],
-            ),
-            Column("loss", [f"{row['mean_test_loss']:.4f}" for row in rows]),
-            Column(
-                "95 % over seeds",
-                [interval_text(row["loss_low"], row["loss_high"], ".4f") for row in rows],
             ),
             Column("validation accuracy", [f"{row['validation_accuracy']:.4f}" for row in rows]),
             Column("drop", [f"{row['accuracy_drop']:+.4f}" for row in rows]),

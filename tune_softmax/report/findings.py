@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tune_softmax.errors import ResultsError
 from tune_softmax.metrics import State
 from tune_softmax.report.measures import baseline, completed, gaps, regret, spending
-from tune_softmax.stats.verdicts import Verdict
+from tune_softmax.stats.verdicts import Verdict, winner_sentence
 from tune_softmax.stats.wording import and_list, count, interval_text, words
 
 if TYPE_CHECKING:
@@ -103,19 +103,17 @@ def _tested(confirmation: Confirmation | None) -> str:
     if confirmation is None or confirmation.winners.empty:
         return "The best trials have not been confirmed on the test set over several seeds yet."
     winners = confirmation.winners  # the best first
-    top, others = winners.iloc[0], winners.iloc[1:]
-    reach = interval_text(top["accuracy_low"], top["accuracy_high"], ".4f")
-    text = (
-        f"On the test set trial {int(top['trial'])} is the best of "
-        f"{count(len(winners), 'confirmed trial')}: accuracy {top['mean_test_accuracy']:.4f} "
-        f"({reach}) over {count(int(top['num_seeds']), 'seed')}."
+    top = winners.iloc[0]
+    loss, accuracy = (
+        f"{name} {top[f'mean_test_{name}']:.4f} "
+        f"({interval_text(top[f'{name}_low'], top[f'{name}_high'])})"
+        for name in ("loss", "accuracy")
     )
-    if others.empty:
-        return text
-    num_alike = int(others["is_winner"].sum())
-    if not num_alike:
-        return f"{text} Each of the others was shown to be worse."
-    return f"{text} No difference was seen between it and {num_alike} of the {len(others)} others."
+    return (
+        f"On the test set trial {int(top['trial'])} is first of "
+        f"{count(len(winners), 'confirmed trial')}: {loss} and {accuracy} over "
+        f"{count(int(top['num_seeds']), 'seed')}. {winner_sentence(winners)}"
+    )
 
 
 def _overfitted(trials: pd.DataFrame, best: Best | None) -> str:

@@ -16,6 +16,7 @@ from tune_softmax.report.parts import (
     Section,
     Table,
 )
+from tune_softmax.stats.verdicts import winner_sentence
 from tune_softmax.stats.wording import interval_text, words
 
 if TYPE_CHECKING:
@@ -31,24 +32,28 @@ __all__ = ["confirmed", "confusion", "remedies"]
 def confirmed(confirmation: Confirmation) -> Iterator[Part]:
     """Yield what the confirmation over seeds says of the winners."""
     winners = confirmation.winners
+    metric, margin = str(winners["metric"].iloc[0]), float(winners["margin"].iloc[0])
     caption = (
-        "Means over seeds, each with its own 95 % interval. Two trials are compared by their "
-        "differences at the same seeds, which vary less than either of them."
+        f"The {words(metric)} decides. Intervals are of each trial alone; two trials are compared "
+        "by their differences at the same seeds, which vary less than either of them. Differences "
+        f"up to {margin:.4f} do not matter."
     )
-    yield Drawings([Drawing(figures.confirmed_accuracy(winners), caption, wide=True)])
+    yield Drawings([Drawing(figures.confirmed(winners), caption, wide=True)])
     rows = [
         (
             f"trial {row['trial']}",
             f"{row['num_seeds']}",
+            str(row["verdict"]),
+            f"{row['mean_test_loss']:.4f}",
+            interval_text(row["loss_low"], row["loss_high"], ".4f"),
             f"{row['mean_test_accuracy']:.4f}",
             interval_text(row["accuracy_low"], row["accuracy_high"], ".4f"),
-            f"{row['mean_test_loss']:.4f}",
-            "no" if row["is_winner"] else "yes",
         )
         for row in winners.to_dict("records")
     ]
-    header = ("", "seeds", "test accuracy", "interval", "test loss", "shown to be worse")
+    header = ("", "seeds", "verdict", "test loss", "interval", "test accuracy", "interval")
     yield Table("Confirmed on the test set", header, rows)
+    yield Paragraph(winner_sentence(winners))
 
 
 def remedies(inputs: Inputs) -> Section:
@@ -57,8 +62,8 @@ def remedies(inputs: Inputs) -> Section:
     arms, effects = inputs.remedies.arms, inputs.remedies.effects
     caption = (
         "Each remedy at the strength that the validation loss chose. Lines are intervals over "
-        "seeds that hold for all remedies together. Where one includes zero, no difference was "
-        "seen."
+        "seeds that hold for all remedies together. Differences up to "
+        f"{effects['margin'].iloc[0]:.4f} do not matter."
     )
     forest = Drawing(figures.remedy_effects(effects), caption, wide=True)
     doses = arms.groupby("remedy")["strength"].nunique()

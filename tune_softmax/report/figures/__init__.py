@@ -6,7 +6,7 @@ cannot see it.
 
 from tune_softmax.report.figures.base import robust_range
 from tune_softmax.report.figures.evaluation import (
-    confirmed_accuracy,
+    confirmed,
     confusion_difference,
     confusion_matrix,
     recall_difference,
@@ -28,7 +28,7 @@ from tune_softmax.report.figures.training import generalization_gap, learning_cu
 
 __all__ = [
     "best_so_far",
-    "confirmed_accuracy",
+    "confirmed",
     "confusion_difference",
     "confusion_matrix",
     "contour",

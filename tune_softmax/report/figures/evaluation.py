@@ -1,4 +1,4 @@
-"""Figures of test results: the confirmed accuracy, and the confusion matrix."""
+"""Figures of test results: the confirmed trials, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tune_softmax.report.figures.base import describe, new_figure
 from tune_softmax.report.measures import confusion_differences
 from tune_softmax.report.theme import BLUE, COUNTS, DIFFERENCES, GREEN, GREY, PURPLE
 from tune_softmax.stats.intervals import recall_differences
+from tune_softmax.stats.wording import interval_text, words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,54 +20,57 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
-__all__ = ["confirmed_accuracy", "confusion_difference", "confusion_matrix", "recall_difference"]
+__all__ = ["confirmed", "confusion_difference", "confusion_matrix", "recall_difference"]
 
 _UNCLEAR = "no difference seen"
 MAX_LABELLED = 20  # with more classes, numbers in the cells could not be read
 
 
-def confirmed_accuracy(winners: pd.DataFrame) -> go.Figure:
-    """Draw the test accuracy of each confirmed trial with its own interval over seeds.
+def confirmed(winners: pd.DataFrame) -> go.Figure:
+    """Draw the test results of the confirmed trials, by the metric that decides between them.
 
     Args:
-        winners: As `inference.winners` returns it: one row a trial, the best first.
+        winners: As `verdicts.winners` returns it: one row a trial, the best first.
     """
+    metric = str(winners["metric"].iloc[0])
+    short = metric.removeprefix("test_")
     figure = new_figure(
-        "Confirmed test accuracy",
-        "test accuracy, mean and interval",
+        f"Confirmed {words(metric)}",
+        f"{words(metric)}, mean and 95 % interval over seeds",
         "",
         height=120 + 30 * len(winners),
     )
     rows = winners.iloc[::-1]  # Plotly counts from below
     names = [f"trial {number}" for number in rows["trial"]]
     for is_winner, name, marker in (
-        (True, "cannot be told apart from the best", {"color": BLUE, "symbol": "circle"}),
-        (False, "shown to be worse", {"color": GREY, "symbol": "circle-open"}),
+        (True, "may be the best", {"color": BLUE, "symbol": "circle"}),
+        (False, "worse", {"color": GREY, "symbol": "circle-open"}),
     ):
         chosen = (rows["is_winner"] == is_winner).to_numpy(dtype=bool)
         if not chosen.any():
             continue
         part = rows[chosen]
+        mean = part[f"mean_{metric}"]
         figure.add_scatter(
-            x=part["mean_test_accuracy"].to_numpy(),
+            x=mean.to_numpy(),
             y=[label for label, yes in zip(names, chosen, strict=True) if yes],
             mode="markers",
             name=name,
             marker={**marker, "size": 9},
             error_x={
-                "array": (part["accuracy_high"] - part["mean_test_accuracy"]).to_numpy(),
-                "arrayminus": (part["mean_test_accuracy"] - part["accuracy_low"]).to_numpy(),
+                "array": (part[f"{short}_high"] - mean).to_numpy(),
+                "arrayminus": (mean - part[f"{short}_low"]).to_numpy(),
                 "color": marker["color"],
             },
             hovertemplate="%{y}: %{x:.4f}<extra></extra>",
         )
     figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
     parts = [
-        f"trial {row['trial']} {row['mean_test_accuracy']:.4f} ({row['accuracy_low']:.4f} to "
-        f"{row['accuracy_high']:.4f})"
-        for row in rows.iloc[::-1].to_dict("records")
+        f"trial {row['trial']} {row[f'mean_{metric}']:.4f} "
+        f"({interval_text(row[f'{short}_low'], row[f'{short}_high'])}), {row['verdict']}"
+        for row in winners.to_dict("records")
     ]
-    return describe(figure, f"Confirmed test accuracy: {'; '.join(parts)}.")
+    return describe(figure, f"Confirmed {words(metric)}: {'; '.join(parts)}.")
 
 
 def confusion_matrix(confusion: NDArray[np.int64], class_names: Sequence[str]) -> go.Figure:
