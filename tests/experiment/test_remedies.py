@@ -66,7 +66,10 @@ def test_a_section_survives_being_written_and_read():
 @pytest.mark.parametrize(
     ("section", "text"),
     [
-        ("{seeds: 1}", "remedies.seeds: must be an integer >= 2, got 1"),
+        ("{seeds: 1}", "remedies.seeds: must be an integer >= 2 and <= 1000, got 1"),
+        ("{seeds: 1000000000}", "must be an integer >= 2 and <= 1000, got 1000000000"),
+        ("{margin: -1}", "remedies.margin: must be auto or a number >= 0, got -1"),
+        ("{margin: small}", "must be auto or a number >= 0, got the text 'small'"),
         ("{weight_decay: [1e-3, 0]}", "remedies.weight_decay[1]: must be a number > 0, got 0"),
         ("{l1: [1e-3, 1e-3]}", "remedies.l1[1]: must not repeat, got 0.001 again"),
         ("{l1: 3}", "remedies.l1: must be a list of strengths"),
@@ -150,5 +153,7 @@ def test_an_option_replaces_the_number_of_seeds(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(f"{BASE}remedies: {{}}\n")
     assert load(path, {"remedies.seeds": 3}).remedies.seeds == 3
-    with pytest.raises(ExperimentError, match="option --seeds: must be an integer >= 2, got 1"):
+    with pytest.raises(
+        ExperimentError, match="option --seeds: must be an integer >= 2 and <= 1000, got 1"
+    ):
         load(path, {"remedies.seeds": 1})

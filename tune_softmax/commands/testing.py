@@ -67,7 +67,9 @@ def confirm(
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=2, help="How many fresh seeds for each.  [default: as before, or 10]"),
+        typer.Option(
+            min=2, max=1000, help="How many fresh seeds for each.  [default: as before, or 10]"
+        ),
     ] = None,
     margin: Annotated[
         float | None,

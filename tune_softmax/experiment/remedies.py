@@ -60,10 +60,11 @@ def _strengths(annotation: object) -> Callable[[object], object]:
 class RemedyOptions(Frozen):
     """Which remedies against overfitting are compared with the space's one configuration."""
 
-    seeds: Annotated[int, Field(ge=2)] = Field(
+    seeds: Annotated[int, Field(ge=2, le=1000)] = Field(
         default=10,
-        description="How many seeds every arm is trained with, an integer >= 2: search.seed and "
-        "those after it. A seed draws the training images, the initial weights and the order.",
+        description="How many seeds every arm is trained with, an integer >= 2 and <= 1000: "
+        "search.seed and those after it. A seed draws the training images, the initial weights "
+        "and the order.",
     )
     early_stopping: Annotated[tuple[_Count, ...], BeforeValidator(_strengths(_Count))] = Field(
         default=(1, 3, 10, 30),

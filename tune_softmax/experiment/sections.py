@@ -180,9 +180,9 @@ class Search(Frozen):
         BeforeValidator(_read_asha, json_schema_input_type=Literal["none"] | Asha),
         PlainSerializer(lambda asha: "none" if asha is None else asha.model_dump()),
     ] = Field(default_factory=Asha, description="When poor trials are stopped early; none: never.")
-    pack_size: Literal["auto"] | _Count = Field(
+    pack_size: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
         default="auto",
-        description="Trials trained together as one pack, an integer >= 1, or auto.",
+        description="Trials trained together as one pack, an integer >= 1 and <= 10000, or auto.",
     )
     points: Annotated[tuple[dict[str, Value], ...], BeforeValidator(_read_points)] = Field(
         default=(),
