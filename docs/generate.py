@@ -457,7 +457,9 @@ def exit_codes() -> dict[int, list[tuple[str, str]]]:
     """Return every exit code with the errors that have it, each with its sentence."""
     found: dict[int, list[tuple[str, str]]] = {
         0: [("", "The command is done.")],
-        FAILED_TRIALS: [("", "Done, but all trials failed, or any failed under `--strict`.")],
+        FAILED_TRIALS: [
+            ("", "Done, but all trials failed or diverged, or any failed under `--strict`.")
+        ],
     }
     for name in errors.__all__:
         kind = getattr(errors, name)
