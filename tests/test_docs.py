@@ -106,6 +106,16 @@ def test_the_readme_says_its_limits_before_the_first_command():
     assert limits < start
 
 
+def test_the_readme_has_ten_results_of_one_figure_each():
+    """Nobody has to take a cell apart."""
+    (part,) = re.findall(r"^## Results\n(.*?)(?=^## )", README, re.DOTALL | re.MULTILINE)
+    rows = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")]
+    figures = [figure for _, figure in rows[1:]]
+    assert len(figures) == 10
+    assert all(re.fullmatch(r"[\d.,]+( s| times)?", figure) for figure in figures), figures
+    assert re.search(r"cores.* 20\d\d-\d\d-\d\d", part), "hardware and date"
+
+
 # --- Links --------------------------------------------------------------------------------------
 
 
