@@ -16,11 +16,10 @@ from urllib.parse import quote
 
 import optuna
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from tune_softmax import files
 from tune_softmax.errors import ResultsError, StorageError
-from tune_softmax.export.optuna_rows import KEYS, STUDY_ID, RunContents, rows_of_trial
+from tune_softmax.export.optuna_rows import STUDY_ID, TABLES, RunContents, rows_of_trial
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.scheduler.study import distribution
 
@@ -242,13 +241,13 @@ class _Rows:
     def __init__(self, path: Path) -> None:
         self._engine = sa.create_engine("sqlite://", **_engine_options(path))
         self._tables = sa.MetaData()
-        self._tables.reflect(self._engine, only=list(KEYS))
+        self._tables.reflect(self._engine, only=TABLES)
         self._written: dict[int, tuple[TrialRecord, int]] = {}
 
     def write(self, run: RunContents) -> None:
         """Bring the study to where the run is, in one transaction."""
         distributions = {n: distribution(d) for n, d in run.experiment.space.searched.items()}
-        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in KEYS}
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
         now = {trial.number: (trial, len(run.epochs[trial.number])) for trial in run.trials}
         for number, (trial, _) in now.items():
             before, num_epochs = self._written.get(number, (None, 0))
@@ -260,20 +259,11 @@ class _Rows:
                 rows[name] += added
         with self._engine.begin() as connection:
             if not self._written:  # whatever an earlier process left here
-                for name in KEYS:
+                for name in TABLES:
                     connection.execute(self._tables.tables[name].delete())
             for name, added in rows.items():
                 if added:
-                    connection.execute(self._upsert(name), added)
+                    # Each table has a unique key, so that a row that is there is replaced.
+                    replace = self._tables.tables[name].insert().prefix_with("OR REPLACE")
+                    connection.execute(replace, added)
         self._written = now
-
-    def _upsert(self, name: str) -> sa.sql.dml.Insert:
-        table = self._tables.tables[name]
-        statement = insert(table)
-        primary = {column.name for column in table.primary_key}
-        values = {
-            column.name: statement.excluded[column.name]
-            for column in table.columns
-            if column.name not in {*primary, *KEYS[name]}
-        }
-        return statement.on_conflict_do_update(index_elements=KEYS[name], set_=values)

@@ -25,24 +25,16 @@ if TYPE_CHECKING:
     from tune_softmax.metrics import EpochMetrics
     from tune_softmax.run.records import TrialRecord
 
-__all__ = ["KEYS", "STUDY_ID", "RunContents", "rows_of_trial"]
+__all__ = ["STUDY_ID", "TABLES", "RunContents", "rows_of_trial"]
 
 STUDY_ID = 1  # one study a file
-KEYS = {
-    "trials": ("trial_id",),
-    "trial_params": ("trial_id", "param_name"),
-    "trial_values": ("trial_id", "objective"),
-    "trial_intermediate_values": ("trial_id", "step"),
-    "trial_user_attributes": ("trial_id", "key"),
-}
-STATES = {
-    State.WAITING: "WAITING",
-    State.RUNNING: "RUNNING",
-    State.PARKED: "RUNNING",  # on a rung, a state that Optuna has not
-    State.COMPLETE: "COMPLETE",
-    State.PRUNED: "PRUNED",
-    State.FAIL: "FAIL",
-}
+TABLES = (
+    "trials",
+    "trial_params",
+    "trial_values",
+    "trial_intermediate_values",
+    "trial_user_attributes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +81,8 @@ def rows_of_trial(
                 **identity,
                 "number": trial.number,
                 "study_id": STUDY_ID,
-                "state": STATES[trial.state],
+                # Optuna has no state for a trial that is parked on a rung.
+                "state": State.RUNNING if trial.state is State.PARKED else trial.state,
                 "datetime_start": None if trial.state is State.WAITING else run.started,
                 "datetime_complete": ended,
             }
