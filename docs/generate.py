@@ -34,7 +34,7 @@ from tune_softmax.oracle.cache import PathPoint
 from tune_softmax.run import results
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
-from tune_softmax.stats import verdicts
+from tune_softmax.stats import verdicts, winners
 from tune_softmax.studies import remedies
 
 if TYPE_CHECKING:
@@ -384,7 +384,7 @@ def _frames() -> dict[str, tuple[str, pd.DataFrame]]:
         "confirm(RUN).replicates": ("One row a trial and seed.", replicates),
         "confirm(RUN).winners": (
             "One row a confirmed trial, the best first.",
-            verdicts.winners(replicates, seen, 100),
+            winners.winners(replicates, seen, 100),
         ),
         "remedies(EXPERIMENT).arms": ("One row a way to train and seed.", studied),
         "remedies(EXPERIMENT).effects": (

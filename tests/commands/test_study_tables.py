@@ -15,7 +15,7 @@ from tune_softmax.commands.study_tables import (
 )
 from tune_softmax.experiment.experiment import parse
 from tune_softmax.run.folder import RunFolder
-from tune_softmax.stats import verdicts
+from tune_softmax.stats import overfitting, verdicts, winners
 from tune_softmax.studies.confirm import Confirmation
 from tune_softmax.studies.remedies import Remedies
 
@@ -46,7 +46,7 @@ def arms(changes):
 def study(changes, notes=()):
     """Return a study that found such changes."""
     frame = arms({("baseline", 0.0): 0.0} | changes)
-    sick = verdicts.Overfitting(4, 4, 8, 0.45, 0.5, 0.05, 0.04, 0.06, 0.001, 0.1, 0.95)
+    sick = overfitting.Overfitting(4, 4, 8, 0.45, 0.5, 0.05, 0.04, 0.06, 0.001, 0.1, 0.95)
     text = "dataset: {name: digits}\nspace: {batch_size: 1, num_epochs: 50, learning_rate: 1}\n"
     experiment = parse(f"{text}remedies: {{}}\n", "small.yaml")
     effects = verdicts.effects(frame)
@@ -128,7 +128,7 @@ def confirmation(losses, winner):
         {"trial": list(losses), "validation_loss": 0.4, "validation_accuracy": 0.92}
     )
     replicates["test_loss"] += replicates["trial"] * replicates["seed"] * 1e-4
-    table = verdicts.winners(replicates, seen, 1000)
+    table = winners.winners(replicates, seen, 1000)
     return Confirmation(RunFolder(Path("run")), 5, (1, 2, 3, 4), replicates, table, winner, 1000)
 
 

@@ -11,7 +11,7 @@ from tune_softmax.metrics import State
 from tune_softmax.report import findings, measures
 from tune_softmax.report.inputs import Inputs, gather
 from tune_softmax.run import results
-from tune_softmax.stats import verdicts
+from tune_softmax.stats import verdicts, winners
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_confirmation_says_what_decides(inputs):
     for name in ("loss", "accuracy"):
         ends = f"{top[f'{name}_low']:.4f} to {top[f'{name}_high']:.4f}"
         assert f"{name} {top[f'mean_test_{name}']:.4f} ({ends})" in text
-    assert text.endswith(f" over 5 seeds. {verdicts.winner_sentence(confirmed.winners)}")
+    assert text.endswith(f" over 5 seeds. {winners.winner_sentence(confirmed.winners)}")
 
 
 def test_one_seed_has_no_interval(inputs):

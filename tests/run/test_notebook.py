@@ -10,7 +10,7 @@ from tune_softmax.experiment import experiment
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.notebook import html
 from tune_softmax.run.results import Results
-from tune_softmax.stats.verdicts import Overfitting
+from tune_softmax.stats.overfitting import Overfitting
 from tune_softmax.studies import train
 from tune_softmax.studies.confirm import Confirmation
 from tune_softmax.studies.remedies import Remedies

@@ -16,7 +16,7 @@ from tune_softmax.experiment.experiment import load, parse
 from tune_softmax.run import check, results
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
-from tune_softmax.stats.verdicts import Verdict
+from tune_softmax.stats.margins import Verdict
 from tune_softmax.studies import remedies, search
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

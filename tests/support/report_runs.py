@@ -14,7 +14,7 @@ from tune_softmax.experiment.experiment import parse
 from tune_softmax.metrics import EpochMetrics, Report, State
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
-from tune_softmax.stats import verdicts
+from tune_softmax.stats import overfitting, verdicts, winners
 from tune_softmax.studies.confirm import Confirmation
 from tune_softmax.studies.remedies import Remedies
 
@@ -160,7 +160,7 @@ def remedies(num_seeds=6):
                 }
             )
     frame = pd.DataFrame(rows)
-    sick = verdicts.Overfitting(6, 4, 8, 0.45, 0.5, 0.05, 0.04, 0.06, 0.001, 0.1, 0.95)
+    sick = overfitting.Overfitting(6, 4, 8, 0.45, 0.5, 0.05, 0.04, 0.06, 0.001, 0.1, 0.95)
     text = "dataset: {name: digits}\nspace: {batch_size: 1, num_epochs: 50, learning_rate: 1}\n"
     return Remedies(
         folder=RunFolder(Path("study")),
@@ -193,7 +193,7 @@ def confirmation(numbers=(7, 5, 0)):
         top=len(numbers),
         seeds=tuple(range(5)),
         replicates=replicates,
-        winners=verdicts.winners(replicates, seen, 360),
+        winners=winners.winners(replicates, seen, 360),
         winner=numbers[0],
         num_test_images=360,
     )

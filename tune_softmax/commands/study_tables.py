@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from tune_softmax.commands.tables import Column, Table
 from tune_softmax.errors import command
-from tune_softmax.stats.verdicts import Verdict, winner_sentence
+from tune_softmax.stats.margins import Verdict
+from tune_softmax.stats.winners import winner_sentence
 from tune_softmax.stats.wording import and_list, count, interval_text, words
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tune_softmax.errors import ResultsError
 from tune_softmax.metrics import State
 from tune_softmax.report.measures import baseline, completed, gaps, regret, spending
-from tune_softmax.stats.verdicts import Verdict, winner_sentence
+from tune_softmax.stats.margins import Verdict
+from tune_softmax.stats.winners import winner_sentence
 from tune_softmax.stats.wording import and_list, count, interval_text, words
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tune_softmax.report.parts import (
     Section,
     Table,
 )
-from tune_softmax.stats.verdicts import winner_sentence
+from tune_softmax.stats.winners import winner_sentence
 from tune_softmax.stats.wording import interval_text, words
 
 if TYPE_CHECKING:

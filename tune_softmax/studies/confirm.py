@@ -24,7 +24,8 @@ from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
 from tune_softmax.scheduler.agenda import DataView, FixedList, Task
-from tune_softmax.stats import verdicts
+from tune_softmax.stats.margins import check_margin
+from tune_softmax.stats.winners import winners
 from tune_softmax.stats.wording import and_list, count
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Confirmation:
         seeds: Which seeds each was trained with.
         replicates: One row a trial and seed: `trial`, `seed`, `test_loss`, `test_accuracy`; NaN
             for what failed.
-        winners: What `verdicts.winners` says of them, the best on the test set first; by the
+        winners: What `stats.winners` says of them, the best on the test set first; by the
             test loss if the search's metric is a loss, else by the accuracy.
         winner: The trial in `best/`: of those that no other is shown to beat, the best by the
             search's validation, so that the test set chooses as little as it can. None if all
@@ -149,7 +150,7 @@ def confirm(
         top: How many of its best complete trials; by default as many as before, or 5.
         seeds: How many seeds, at least 2; by default as many as before, or 10.
         margin: The smallest difference that matters, >= 0, in nats, or in accuracy where that is
-            the search's metric; by default as before, or `verdicts.default_margin`.
+            the search's metric; by default as before, or `margins.default_margin`.
         address: HOST:PORT of a Ray cluster; by default a local one of our own.
         data_dir: Where datasets are.
         observe: Called with every change, to display it.
@@ -161,7 +162,7 @@ def confirm(
         SearchInterruptedError: A signal stopped it; to confirm again goes on.
     """
     if margin is not None:
-        verdicts.check_margin(margin)
+        check_margin(margin)
     found = results.load(run)
     before = _recorded(found)
     plan = _wanted(found, before, top, seeds)
@@ -234,7 +235,7 @@ def load(run: Path | str) -> Confirmation | None:
         seen[name] = seen[f"last_{name}"]
     metric = found.experiment.search.metric
     num_images = sum(map(sum, next(iter(tests.values())).confusion))
-    table = verdicts.winners(
+    table = winners(
         replicates,
         seen,
         num_images,
@@ -271,7 +272,7 @@ def _with_margin(found: Results, known: Confirmation, margin: float) -> Confirma
 def _margin(recorded: str, place: object) -> float:
     try:
         margin = float(recorded)
-        verdicts.check_margin(margin)
+        check_margin(margin)
     except ValueError as error:
         raise DamagedRunError(
             f"{place}: table meta, key margin: must be a number >= 0, got {recorded!r}; restore "

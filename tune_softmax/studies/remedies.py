@@ -23,7 +23,8 @@ from tune_softmax.run import results
 from tune_softmax.run.folder import RunFolder, free_folder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
-from tune_softmax.stats import verdicts
+from tune_softmax.stats.overfitting import overfitting
+from tune_softmax.stats.verdicts import effects
 from tune_softmax.studies.remedy_plan import BASELINE, LESS_DATA, RemedyPlan
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.metrics import EpochMetrics, FinalTest
     from tune_softmax.scheduler.progress import Snapshot
-    from tune_softmax.stats.verdicts import Overfitting
+    from tune_softmax.stats.overfitting import Overfitting
     from tune_softmax.studies.remedy_plan import Arm
 
 __all__ = ["KIND", "Remedies", "load", "remedies", "resume"]
@@ -206,10 +207,10 @@ def load(run: Path | str) -> Remedies | None:
         folder=folder,
         experiment=experiment,
         arms=arms,
-        effects=verdicts.effects(
+        effects=effects(
             compared.assign(validation_loss=compared["choice_loss"]), margin=plan.margin
         ),
-        overfitting=verdicts.overfitting(_baseline_epochs(plan, curves)),
+        overfitting=overfitting(_baseline_epochs(plan, curves)),
         num_strengths=plan.num_strengths,
         notes=(*plan.left_out, *_failures(arms)),
     )

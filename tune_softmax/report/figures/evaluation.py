@@ -30,7 +30,7 @@ def confirmed(winners: pd.DataFrame) -> go.Figure:
     """Draw the test results of the confirmed trials, by the metric that decides between them.
 
     Args:
-        winners: As `verdicts.winners` returns it: one row a trial, the best first.
+        winners: As `stats.winners.winners` returns it: one row a trial, the best first.
     """
     metric = str(winners["metric"].iloc[0])
     short = metric.removeprefix("test_")
