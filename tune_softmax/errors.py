@@ -114,14 +114,7 @@ class RunInUseError(ResultsError):
 
 
 class SearchInterruptedError(ResultsError):
-    """A signal stopped a search; everything done is kept, and the run can be resumed.
-
-    Args:
-        number: The signal.
-        run: The run folder.
-        done: How many trials are done.
-        total: Of how many.
-    """
+    """A signal stopped a search; everything done is kept, and the run can be resumed."""
 
     def __init__(self, number: signal.Signals, run: Path, done: int, total: int) -> None:
         super().__init__(
@@ -136,9 +129,6 @@ class InterruptedEarlyError(BaseException):
 
     It is no Exception, so that nothing on the way takes it for a failure, and no
     KeyboardInterrupt, of which the command line's library makes its own exit code.
-
-    Args:
-        number: The signal.
     """
 
     def __init__(self, number: signal.Signals) -> None:

@@ -288,13 +288,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _watch(address: str, folder: Path, is_over: threading.Event) -> None:
-    """End this process once the cluster is gone: Ray Tune would wait for it in C++.
-
-    Args:
-        address: HOST:PORT of its head.
-        folder: Where Ray writes; without it no worker can start any more.
-        is_over: Set at the end of the search.
-    """
+    """End this process once the cluster is gone: Ray Tune would wait for it in C++."""
     last_answer = time.monotonic()
     while not is_over.wait(HEAD_CHECK_S):
         if not sandbox.is_there(folder):

@@ -50,13 +50,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a search ended.
-
-    Attributes:
-        num_done: Trials in a final state.
-        num_trials: Trials in all.
-        was_stopped: Whether a signal or the time budget stopped it before.
-    """
+    """How a search ended."""
 
     num_done: int
     num_trials: int
@@ -64,12 +58,7 @@ class Outcome:
 
 
 def drive(job: Job, folder: Path) -> Outcome:
-    """Run packs in Ray Tune until nothing is left or a stop is due.
-
-    Args:
-        job: What to train; its ledger can be resumed afterwards.
-        folder: Where Ray Tune may write files that are not needed afterwards.
-    """
+    """Run packs in Ray Tune until nothing is left or a stop is due."""
     dispatcher = Dispatcher(job)
     job.ledger.event("started", places=dispatcher.num_places, pack_size=dispatcher.pack_size)
     logger.info("started: %d places, packs of %d", dispatcher.num_places, dispatcher.pack_size)
@@ -218,12 +207,7 @@ class KeepPlacement(tune.schedulers.FIFOScheduler):
 
 
 class _PackScheduler(KeepPlacement):
-    """ASHA as a Ray Tune scheduler: what a pack does after a report.
-
-    Args:
-        dispatcher: Records reports.
-        asha: Decides which trials continue.
-    """
+    """ASHA as a Ray Tune scheduler: what a pack does after a report."""
 
     def __init__(self, dispatcher: Dispatcher, asha: AshaScheduler) -> None:
         super().__init__()
@@ -261,14 +245,7 @@ class _PackScheduler(KeepPlacement):
 
 
 class _Watch(tune.Callback):
-    """Checks, between Ray Tune's events, whether to stop, and whether every pack still reports.
-
-    Args:
-        dispatcher: Records lost workers.
-        asha: Keeps the states of parked trials.
-        should_stop: Called between events.
-        timeout_s: Seconds without a report after which a pack's worker is killed.
-    """
+    """Checks, between Ray Tune's events, whether to stop, and whether every pack still reports."""
 
     def __init__(
         self,

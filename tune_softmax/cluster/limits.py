@@ -34,9 +34,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 def check_limits(num_workers: int) -> None:
     """Refuse to start Ray where it cannot run.
 
-    Args:
-        num_workers: How many workers there will be at once.
-
     Raises:
         ClusterError: A limit of this process, its memory, or its temporary folder is too small.
     """

@@ -62,9 +62,6 @@ def is_there(ray_folder: Path) -> bool:
     """Return whether a private folder is the one that was made.
 
     Ray makes its own folder anew if somebody removes it, but not our lock.
-
-    Args:
-        ray_folder: What `private_folder` yielded.
     """
     return (ray_folder.parent / LOCK).is_file()
 

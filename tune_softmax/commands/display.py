@@ -22,11 +22,7 @@ PLAIN_PERIOD_S = 5.0
 
 
 class Display:
-    """Shows snapshots as they come; use it as a context and call it with each one.
-
-    Args:
-        console: Where to show them.
-    """
+    """Shows snapshots as they come; use it as a context and call it with each one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -19,9 +19,6 @@ __all__ = ["examine"]
 def examine(data_dir: Path | None) -> list[str]:
     """Examine this machine.
 
-    Args:
-        data_dir: Where datasets are; the default folder if None.
-
     Returns:
         One line a fact.
     """

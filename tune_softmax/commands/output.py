@@ -19,9 +19,6 @@ def console(*, stderr: bool = False) -> Console:
 
     Brackets are printed as they are, for folder names and errors may hold some. Where there is
     no terminal, tables are as wide as they are.
-
-    Args:
-        stderr: Whether to print to stderr.
     """
     stream = sys.stderr if stderr else sys.stdout
     return Console(

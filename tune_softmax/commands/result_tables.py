@@ -33,13 +33,7 @@ _STATES: dict[str, str] = {State.PRUNED: "stopped early", State.FAIL: "failed"}
 
 
 def trial_table(results: Results, rows: pd.DataFrame, title: str) -> Table:
-    """Return trials as a table: their results and the hyperparameters that were searched.
-
-    Args:
-        results: Where the trials are from.
-        rows: Which trials, in which order.
-        title: Above the table.
-    """
+    """Return trials as a table: their results and the hyperparameters that were searched."""
     metric = results.experiment.search.metric.removeprefix("validation_")
     columns = {"trial": "number"}
     if results.has_means(rows):

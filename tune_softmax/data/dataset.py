@@ -137,10 +137,6 @@ class DatasetSection(Protocol):
 def load_for(section: DatasetSection, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Return the training and validation sets that an experiment asks for.
 
-    Args:
-        section: The experiment's section `dataset`.
-        data_dir: As for `load_dataset`.
-
     Raises:
         DataError: As for `load_dataset`.
     """
@@ -158,10 +154,6 @@ def load_test_for(
     section: DatasetSection, data_dir: str | os.PathLike[str] | None = None
 ) -> Split:
     """Return the test set of the dataset that an experiment asks for.
-
-    Args:
-        section: The experiment's section `dataset`.
-        data_dir: As for `load_dataset`.
 
     Raises:
         DataError: As for `load_test`.

@@ -178,9 +178,6 @@ class Pack:
     def weights(self, number: int) -> list[NDArray[Any]]:
         """Return a trial's weights, whether it still trains or has left.
 
-        Args:
-            number: The trial's number.
-
         Returns:
             One array a layer, float32, (in + 1, out); the last row is the bias.
         """

@@ -38,9 +38,6 @@ class BackgroundTasks:
     def running(self, folder: RunFolder) -> Iterator[None]:
         """Run the tasks for as long as the context lasts.
 
-        Args:
-            folder: The run that the search writes.
-
         Raises:
             StorageError: The store cannot be written to; raised before the search begins.
         """

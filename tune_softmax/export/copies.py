@@ -68,10 +68,6 @@ def ledger_file(folder: RunFolder) -> Path:
 def prepare(folder: RunFolder, store: Store) -> None:
     """Check that copies of a run can be kept in a store, which may then hold none yet.
 
-    Args:
-        folder: The run, which may not have begun.
-        store: Where the copies shall go.
-
     Raises:
         StorageError: The store cannot be reached, read or written.
         ResultsError: It holds copies of another run, or the run is of a kind not copied.
@@ -90,10 +86,6 @@ def put(folder: RunFolder, store: Store) -> Copy:
     """Copy a run to a store; whoever writes the run meanwhile goes on undisturbed.
 
     The newest two copies stay, older ones are deleted.
-
-    Args:
-        folder: The run.
-        store: Where the copy goes.
 
     Returns:
         The copy.
@@ -237,12 +229,7 @@ def _snapshot(folder: RunFolder) -> Iterator[Path]:
 
 
 def _started(ledger: Path, *, verify: bool = False) -> str | None:
-    """Return when a run began, by its ledger; None if it has not yet.
-
-    Args:
-        ledger: The file.
-        verify: Whether to read all of it, which finds what is damaged.
-    """
+    """Return when a run began, by its ledger; None if it has not yet."""
     with closing(Ledger.open(ledger)) as opened:
         if verify:
             opened.trials()

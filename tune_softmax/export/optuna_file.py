@@ -232,11 +232,7 @@ def _engine_options(path: Path) -> dict[str, Any]:
 
 
 class _Rows:
-    """Writes a run's trials into the study of one file.
-
-    Args:
-        path: A file that `_make_empty` made.
-    """
+    """Writes a run's trials into the study of one file."""
 
     def __init__(self, path: Path) -> None:
         self._engine = sa.create_engine("sqlite://", **_engine_options(path))

@@ -173,9 +173,6 @@ class Solver:
 
     Directions come from conjugate gradients, as in Nocedal and Wright 2006, algorithm 7.1, with
     products in float32 and everything that decides the result in float64.
-
-    Args:
-        problem: What to fit.
     """
 
     def __init__(self, problem: Problem) -> None:

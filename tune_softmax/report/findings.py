@@ -29,11 +29,7 @@ _BEST = {"min": "lowest", "max": "highest"}
 
 
 def sentences(inputs: Inputs) -> list[str]:
-    """Return the five items.
-
-    Args:
-        inputs: What the report is made from: a search, a study of remedies, or both.
-    """
+    """Return what was found, of a search, a study of remedies, or both, in five sentences."""
     if inputs.search is None:
         return _of_remedies(inputs)
     trials = inputs.search.trials

@@ -70,9 +70,6 @@ class Inputs:
 def gather(run: Path) -> Inputs:
     """Read everything that a report of a run can use.
 
-    Args:
-        run: The run folder.
-
     Raises:
         ResultsError: There is no run at that path.
         DamagedRunError: Its files contradict themselves.

@@ -50,10 +50,6 @@ def baseline(trials: pd.DataFrame, winner: int) -> int | None:
     Only complete trials other than the winner count, after their last epoch. Weak regularization
     and long training lead to such a trial, whichever hyperparameters a search has for them.
 
-    Args:
-        trials: Every trial of the run.
-        winner: The best trial's number.
-
     Returns:
         A trial's number, or None where the winner is the only complete trial.
     """
@@ -76,10 +72,6 @@ def comparable(trials: pd.DataFrame) -> pd.DataFrame:
 def regret(trials: pd.DataFrame, path: pd.DataFrame) -> float | None:
     """Return how far the best loss of a search is above the best on the path, in nats.
 
-    Args:
-        trials: Every trial of the run.
-        path: One row a weight decay, as the oracle has it.
-
     Returns:
         The least validation loss of the complete trials that the path is about, minus the least
         on the path; below zero where stopping early did better than any penalty. None where
@@ -91,9 +83,6 @@ def regret(trials: pd.DataFrame, path: pd.DataFrame) -> float | None:
 
 def rungs(trials: pd.DataFrame) -> pd.DataFrame:
     """Return what ASHA did at each rung.
-
-    Args:
-        trials: Every trial of the run.
 
     Returns:
         One row a rung, ascending: `rung` in epochs; `entered`, the trials that reached it;

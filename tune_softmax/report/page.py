@@ -86,11 +86,7 @@ class Page:
 
 
 def compose(inputs: Inputs) -> Page:
-    """Compose the page.
-
-    Args:
-        inputs: What the report is made from.
-    """
+    """Compose the page."""
     made = sections(inputs)
     payload = {
         "figures": [_lean_figure(figure) for figure in _figures(made)],

@@ -33,11 +33,7 @@ __all__ = ["sections"]
 
 
 def sections(inputs: Inputs) -> list[Section]:
-    """Return the sections of a report, in order.
-
-    Args:
-        inputs: What the report is made from.
-    """
+    """Return the sections of a report, in order."""
     made = [Section("summary", "Summary", [Listing(findings.sentences(inputs))])]
     search = inputs.search
     best = findings.best_of(search) if search is not None else None

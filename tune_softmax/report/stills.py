@@ -25,13 +25,7 @@ LOSS = "mean cross-entropy in nats"
 
 
 def save_learning_curves(path: Path, epochs: pd.DataFrame, names: dict[int, str]) -> None:
-    """Draw the training and validation loss of some trials side by side.
-
-    Args:
-        path: The PNG file to write.
-        epochs: One row a trial and epoch.
-        names: What each trial is, by its number.
-    """
+    """Draw the training and validation loss of some trials side by side."""
     curves = {
         f"trial {number}, {name}": epochs[epochs["trial"] == number].sort_values("epoch")
         for number, name in names.items()
@@ -43,11 +37,6 @@ def save_gap(path: Path, trials: pd.DataFrame, winner: int) -> None:
     """Draw every trial's generalization gap against weight decay and against its epochs.
 
     What lies far beyond the gaps of two and more epochs is drawn as a triangle at the edge.
-
-    Args:
-        path: The PNG file to write.
-        trials: One row a trial.
-        winner: The best trial's number.
     """
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

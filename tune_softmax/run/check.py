@@ -41,12 +41,7 @@ _MOST_SHOWN = 100  # broken rules; a file that lost a page may break thousands
 
 @dataclass(frozen=True, slots=True)
 class CheckedRun:
-    """A run that keeps every rule.
-
-    Attributes:
-        num_trials: Trials in its ledger.
-        num_epochs: Epochs of all of them.
-    """
+    """A run that keeps every rule."""
 
     num_trials: int
     num_epochs: int

@@ -65,9 +65,6 @@ class CommitCount:
     def begin(self, commits: int) -> None:
         """Make the file anew, on the disk, and keep it open; no reader meets it empty.
 
-        Args:
-            commits: Transactions that the ledger holds.
-
         Raises:
             OSError: It cannot be written.
         """
@@ -84,9 +81,6 @@ class CommitCount:
 
         The system brings it to the disk when it likes. That is enough where a process dies; after
         a power cut the count may be too low, but never too high.
-
-        Args:
-            commits: Transactions that the ledger holds.
 
         Raises:
             OSError: It cannot be written.

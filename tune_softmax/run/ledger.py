@@ -81,9 +81,6 @@ class Ledger:
     """One run's ledger, in a SQLite file or in a schema of a PostgreSQL database.
 
     `create` and `open` make one.
-
-    Args:
-        storage: Where it lies.
     """
 
     def __init__(self, storage: SqliteFile | PostgresqlSchema) -> None:
@@ -135,9 +132,6 @@ class Ledger:
         What is left is the ledger as it was before them; an event records it. Where nothing is
         lost, nothing changes.
 
-        Args:
-            location: Where the ledger is.
-
         Raises:
             DamagedRunError: More is wrong with it than a lost end.
         """
@@ -146,9 +140,6 @@ class Ledger:
     @classmethod
     def check_reachable(cls, location: ServerLocation) -> None:
         """See that a database answers, before work begins whose results are to go there.
-
-        Args:
-            location: Where a ledger is to be.
 
         Raises:
             ResultsError: The driver is not installed.

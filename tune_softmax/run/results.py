@@ -125,9 +125,6 @@ class Results:
     def config(self, number: int) -> Config:
         """Return a trial's hyperparameters.
 
-        Args:
-            number: The trial's number.
-
         Raises:
             ResultsError: There is no such trial.
         """
@@ -158,9 +155,6 @@ class Results:
 
 def load(run: Path | str) -> Results:
     """Read a run, finished or not, from its folder.
-
-    Args:
-        run: The run folder.
 
     Raises:
         ResultsError: There is no run at that path.

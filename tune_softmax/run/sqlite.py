@@ -176,9 +176,6 @@ class SqliteFile:
     def loss(self, found: int) -> tuple[int | None, str] | None:
         """Compare how many transactions the ledger holds with what is known beside it.
 
-        Args:
-            found: Transactions that the ledger holds.
-
         Returns:
             How many are lost, None if that cannot be told, and what to say of it; or None where
             nothing is lost.
@@ -215,9 +212,6 @@ class SqliteFile:
 
     def begin_writing(self, commits: int) -> None:
         """Start the write-ahead log and the count of transactions beside it.
-
-        Args:
-            commits: Transactions that the ledger holds.
 
         Raises:
             StorageError: The folder cannot be written.
@@ -273,9 +267,6 @@ class SqliteFile:
 
     def note_commit(self, commits: int) -> None:
         """Count a transaction that is on the disk, where it should be.
-
-        Args:
-            commits: Transactions that the ledger holds with it.
 
         Raises:
             StorageError: The folder cannot be written, or the file is no longer at its path.

@@ -73,9 +73,6 @@ class Dispatcher:
 
     Between events its state is the same as the ledger's.
 
-    Args:
-        job: The search; its ledger is replayed.
-
     Attributes:
         num_places: How many packs run side by side.
         pack_size: Trials of a new pack, at most.

@@ -235,12 +235,7 @@ class Study:
 
 
 class _Tpe(optuna.samplers.TPESampler):
-    """Optuna's TPE with a given space, which it else derives from all trials at every ask.
-
-    Args:
-        distributions: Of all searched hyperparameters, by name.
-        seed: Of its random numbers.
-    """
+    """Optuna's TPE with a given space, which it else derives from all trials at every ask."""
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int) -> None:
         super().__init__(multivariate=True, constant_liar=True, seed=seed)

@@ -194,9 +194,6 @@ def confirm(
 def load(run: Path | str) -> Confirmation | None:
     """Read the confirmation of a search.
 
-    Args:
-        run: The search's run folder.
-
     Returns:
         The confirmation; None if there is none or it is not finished.
 

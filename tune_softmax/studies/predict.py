@@ -94,9 +94,6 @@ def load_model(run: Path | str) -> Classifier:
 
     A winner that is out of date, because the search has gone on since, is logged as a warning.
 
-    Args:
-        run: The search's run folder.
-
     Raises:
         ResultsError: The search has no confirmed winner.
         DamagedRunError: Its files cannot be read, or contradict each other.

@@ -176,9 +176,6 @@ def resume(
 def load(run: Path | str) -> Remedies | None:
     """Read what a study of remedies found.
 
-    Args:
-        run: The run folder.
-
     Returns:
         What it found, or None where the run is no such study or has trials left.
 

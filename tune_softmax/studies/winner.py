@@ -46,12 +46,6 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
     trains the same configuration without weight decay, L1 and augmentation, where it has any of
     them: the baseline with which the winner's confusion matrix is compared.
 
-    Args:
-        found: The search.
-        trial: Which trial.
-        seed: Under which seed of the confirmation.
-        data_dir: Where datasets are.
-
     Raises:
         DataError: The dataset cannot be had.
         StorageError: The folder cannot be written.

@@ -15,12 +15,7 @@ __all__ = ["deferred"]
 
 
 class _Placeholder(ModuleType):
-    """Stands for a module, and imports it as soon as something of it is used.
-
-    Args:
-        module: The module's name.
-        annotation: A class that annotations name; calling it makes objects of the real one.
-    """
+    """Stands for a module, and imports it as soon as something of it is used."""
 
     def __init__(self, module: str, annotation: str) -> None:
         super().__init__(module)

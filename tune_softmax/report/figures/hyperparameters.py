@@ -117,10 +117,6 @@ def parallel_coordinates(study: optuna.Study, metric: str = "objective value") -
 
     Of more than 150 complete trials, 150 are drawn: the best, the worst, and evenly spaced
     ranks between.
-
-    Args:
-        study: As `study` rebuilds it.
-        metric: The name of what is minimized or maximized.
     """
     from optuna.visualization import plot_parallel_coordinate
 
@@ -147,13 +143,7 @@ def parallel_coordinates(study: optuna.Study, metric: str = "objective value") -
 
 
 def slices(study: optuna.Study, name: str, metric: str = "objective value") -> go.Figure:
-    """Draw the complete trials' values against one hyperparameter, later trials redder.
-
-    Args:
-        study: As `study` rebuilds it.
-        name: The hyperparameter.
-        metric: The name of what is minimized or maximized.
-    """
+    """Draw the complete trials' values against one hyperparameter, later trials redder."""
     from optuna.visualization import plot_slice
 
     spec = spec_of(plot_slice(study, params=[name], target_name=metric))
@@ -171,12 +161,6 @@ def contour(
 
     Of more than 60 complete trials, 60 are used: the best, the worst, and evenly spaced ranks
     between.
-
-    Args:
-        study: As `study` rebuilds it.
-        one: A hyperparameter.
-        other: Another.
-        metric: The name of what is minimized or maximized.
     """
     from optuna.visualization import plot_contour
 
