@@ -11,7 +11,7 @@ from tune_softmax.bench import race, task
 from tune_softmax.bench.conditions import Conditions
 from tune_softmax.bench.race import NUM_EPOCHS, bench_race, format_table, to_json
 from tune_softmax.engine import cpu_kernels
-from tune_softmax.engine.cpu_group import NativeGroup
+from tune_softmax.engine.cpu_group import CpuGroup
 from tune_softmax.engine.pack import Pack
 from tune_softmax.engine.torch_group import LinearGroup
 from tune_softmax.errors import ExperimentError
@@ -97,7 +97,7 @@ def test_packs_are_those_of_a_search(monkeypatch):
     monkeypatch.setattr(race, "Pack", Watched)
     bench_race(num_trials=3, pack_size=3, **SMALL)
     assert threads == {1}
-    assert kinds == {NativeGroup if cpu_kernels.find() else LinearGroup}
+    assert kinds == {CpuGroup if cpu_kernels.find() else LinearGroup}
 
 
 def test_it_asks_what_searches_are_asked():

@@ -16,8 +16,8 @@ import tune_softmax
 from tune_softmax.config import Config
 from tune_softmax.engine import cpu_group, cpu_kernels
 from tune_softmax.engine.arrays import ArrayData, ArrayImages
-from tune_softmax.engine.cpu_group import NativeGroup
-from tune_softmax.engine.cpu_kernels import LEVELS, Kernels
+from tune_softmax.engine.cpu_group import CpuGroup
+from tune_softmax.engine.cpu_kernels import LEVELS, Kernels, library_name
 from tune_softmax.engine.pack import Pack
 from tune_softmax.engine.plan import Trial
 from tune_softmax.engine.torch_group import LinearGroup
@@ -43,16 +43,16 @@ def runnable():
     return [
         level
         for level, needed in LEVELS.items()
-        if needed <= flags and (FOLDER / f"_cpu_kernels_{level}{SUFFIX}").is_file()
+        if needed <= flags and (FOLDER / f"{library_name(level)}{SUFFIX}").is_file()
     ]
 
 
 @contextmanager
-def leaving_zeros_out(skips):
-    """Let groups made in this context leave zeros out of their products, or not."""
+def skipping_zeros(skips):
+    """Let groups made in this context skip zero pixels in their products, or not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_group, "MAX_NARROW_PANELS", 0)
-        patch.setattr(cpu_group, "MAX_LIT_SHARE", 2 if skips else 0)
+        patch.setattr(cpu_group, "MAX_NONZERO_FRACTION", 2 if skips else 0)
         yield
 
 
@@ -72,17 +72,19 @@ def test_the_plain_level_is_built_here():
 
 @pytest.mark.parametrize("level", runnable())
 @pytest.mark.parametrize("num_classes", [2, 3, 10])
-@pytest.mark.parametrize("lit_share", [1.0, 0.4])
-def test_every_level_gives_what_torch_gives(level, num_classes, lit_share, monkeypatch):
+@pytest.mark.parametrize("nonzero_fraction", [1.0, 0.4])
+def test_every_level_gives_what_torch_gives(level, num_classes, nonzero_fraction, monkeypatch):
     """Weights and curves agree within rounding, in both types, whatever is left over or out."""
-    data = random_data(205, 70, image_shape=(5, 7), num_classes=num_classes, lit_share=lit_share)
+    data = random_data(
+        205, 70, image_shape=(5, 7), num_classes=num_classes, nonzero_fraction=nonzero_fraction
+    )
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
         torch.set_default_dtype(dtype)
         try:
             view = replace(data)
             monkeypatch.setattr(cpu_kernels, "find", lambda: None)
             expected = train_packed(CONFIGS, view)
-            kernels = Kernels(FOLDER / f"_cpu_kernels_{level}{SUFFIX}", level)
+            kernels = Kernels(FOLDER / f"{library_name(level)}{SUFFIX}", level)
             monkeypatch.setattr(cpu_kernels, "find", lambda found=kernels: found)
             actual = train_packed(CONFIGS, view)
         finally:
@@ -100,16 +102,18 @@ def test_every_level_gives_what_torch_gives(level, num_classes, lit_share, monke
     num_trials=st.integers(1, 40),
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     num_classes=st.integers(2, 11),
-    lit_share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    nonzero_fraction=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     batch_size=st.sampled_from([1, 63, 64, 65, 150]),
     real=st.sampled_from([np.float32, np.float64]),
     are_inputs=st.booleans(),
 )
-def test_leaving_zeros_out_changes_no_bit(
-    *, level, num_trials, shape, num_classes, lit_share, batch_size, real, are_inputs
+def test_skipping_zeros_changes_no_bit(
+    *, level, num_trials, shape, num_classes, nonzero_fraction, batch_size, real, are_inputs
 ):
     """Weights, velocities and curves are the same, whatever the images and however many trials."""
-    view = random_data(150, 70, image_shape=shape, num_classes=num_classes, lit_share=lit_share)
+    view = random_data(
+        150, 70, image_shape=shape, num_classes=num_classes, nonzero_fraction=nonzero_fraction
+    )
     data = replace(view.arrays, real=np.dtype(real))
     generator = np.random.default_rng(0)
     start = generator.normal(size=(num_trials, data.num_features + 1, num_classes)).astype(real)
@@ -122,13 +126,13 @@ def test_leaving_zeros_out_changes_no_bit(
     order = generator.permutation(len(data.train))
     found = []
     for skips in (False, True):
-        kernels = Kernels(FOLDER / f"_cpu_kernels_{level}{SUFFIX}", level)
+        kernels = Kernels(FOLDER / f"{library_name(level)}{SUFFIX}", level)
         trials = [
             Trial(n, config, [(start[n], np.zeros_like(start[n]))])
             for n, config in enumerate(configs)
         ]
-        with leaving_zeros_out(skips):
-            group = NativeGroup(trials, data, "mean", kernels)
+        with skipping_zeros(skips):
+            group = CpuGroup(trials, data, "mean", kernels)
         curves = []
         for epoch in (1, 2):
             given = inputs if are_inputs and not skips else None
@@ -143,10 +147,10 @@ def test_leaving_zeros_out_changes_no_bit(
 @pytest.mark.parametrize("skips", [False, True])
 def test_a_trial_that_diverges_is_seen_to(skips):
     """Its weights are no numbers, whatever zeros would have met; its neighbours train on."""
-    data = random_data(300, 100, image_shape=(20, 20), num_classes=10, lit_share=0.5)
+    data = random_data(300, 100, image_shape=(20, 20), num_classes=10, nonzero_fraction=0.5)
     configs = {n: replace(CONFIGS[0], batch_size=64) for n in range(6)}
     configs[3] = replace(configs[3], learning_rate=1e38)
-    with leaving_zeros_out(skips):
+    with skipping_zeros(skips):
         pack = Pack(configs, data, seed=0)
     assert pack._groups[0]._skips_zeros == skips
     measured = pack.train_epoch()
@@ -154,22 +158,24 @@ def test_a_trial_that_diverges_is_seen_to(skips):
 
 
 @pytest.mark.parametrize(
-    ("lit_share", "num_trials", "skips"), [(0.5, 4, True), (0.5, 3, False), (0.8, 6, False)]
+    ("nonzero_fraction", "num_trials", "skips"), [(0.5, 4, True), (0.5, 3, False), (0.8, 6, False)]
 )
-def test_zeros_are_left_out_where_that_is_worth_it(lit_share, num_trials, skips):
+def test_zeros_are_skipped_where_that_is_faster(nonzero_fraction, num_trials, skips):
     """That is where many pixels are zero, and each would meet the columns of many trials."""
-    data = random_data(300, image_shape=(20, 20), num_classes=10, lit_share=lit_share)
+    data = random_data(
+        300, image_shape=(20, 20), num_classes=10, nonzero_fraction=nonzero_fraction
+    )
     configs = {n: replace(CONFIGS[0], batch_size=64) for n in range(num_trials)}
     (group,) = Pack(configs, data, seed=0)._groups
     assert group._skips_zeros == skips
 
 
-@pytest.mark.parametrize("lit_share", [0.0, 0.3, 1.0])
-def test_the_share_of_lit_pixels_is_that_of_all_images(lit_share):
+@pytest.mark.parametrize("nonzero_fraction", [0.0, 0.3, 1.0])
+def test_the_nonzero_fraction_of_a_sample_is_that_of_all_images(nonzero_fraction):
     """It is counted on a sample where there are more than a thousand."""
-    data = random_data(4_500, image_shape=(10, 10), lit_share=lit_share).arrays
+    data = random_data(4_500, image_shape=(10, 10), nonzero_fraction=nonzero_fraction).arrays
     found = np.count_nonzero(data.train.pixels) / data.train.pixels.size
-    assert data.lit_share == pytest.approx(found, abs=0.01)
+    assert data.nonzero_fraction == pytest.approx(found, abs=0.01)
 
 
 @pytest.mark.parametrize("shape", [1, (3, 5), (7, 11, 16)])
@@ -190,7 +196,7 @@ def test_pixels_are_divided_as_a_division_rounds(level, real):
     """Whatever the largest pixel, bytes train to the same bits as their quotients by numpy."""
     pixels = np.arange(256, dtype=np.uint8).reshape(1, -1)
     images = ArrayImages(pixels, np.zeros(1, np.int64))
-    kernels = Kernels(FOLDER / f"_cpu_kernels_{level}{SUFFIX}", level)
+    kernels = Kernels(FOLDER / f"{library_name(level)}{SUFFIX}", level)
     config = Config(batch_size=1, num_epochs=1, learning_rate=0.5)
     start = np.linspace(-1, 1, 257 * 2, dtype=real).reshape(257, 2)
     for pixel_max in range(1, 256):
@@ -199,7 +205,7 @@ def test_pixels_are_divided_as_a_division_rounds(level, real):
         found = []
         for taken in (None, inputs):
             trial = Trial(0, config, [(start, np.zeros_like(start))])
-            group = NativeGroup([trial], data, "mean", kernels)
+            group = CpuGroup([trial], data, "mean", kernels)
             group.train_epoch(np.zeros(1, np.int64), 1, taken)
             found.append(group.layers(0)[0][0])
         np.testing.assert_array_equal(*found)
@@ -246,4 +252,4 @@ def test_more_than_one_thread_trains_with_torch():
     torch.set_num_threads(2)
     assert isinstance(Pack(CONFIGS, random_data(), seed=0)._groups[0], LinearGroup)
     torch.set_num_threads(1)
-    assert isinstance(Pack(CONFIGS, random_data(), seed=0)._groups[0], NativeGroup)
+    assert isinstance(Pack(CONFIGS, random_data(), seed=0)._groups[0], CpuGroup)

@@ -1,4 +1,4 @@
-"""The fused kernels in Triton's interpreter, through its compiler, and on a GPU if there is one.
+"""The Triton kernels in Triton's interpreter, through its compiler, and on a GPU if there is one.
 
 Without a GPU the interpreter shows that they mean what training one trial alone means, and the
 compiler that they become a GPU's code, its tensor cores' products in it and nothing spilled.
@@ -17,6 +17,7 @@ import triton
 from packs import MIXED_24
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import build
 
 from tune_softmax.engine import gpu_check, gpu_kernels, pack
 from tune_softmax.engine.gpu_group import launch_options
@@ -27,10 +28,9 @@ from tune_softmax.errors import PackError
 SUPPORT = Path(__file__).parents[1] / "support"
 POINTERS = {
     "pixels": "*u8",
-    **dict.fromkeys(["labels", "order", "first_rates"], "*i64"),
+    **dict.fromkeys(["labels", "order"], "*i64"),
     "batch_sizes": "*i32",
-    **dict.fromkeys(["weights", "velocity", "residuals", "rates"], "*fp32"),
-    **dict.fromkeys(["momentum", "weight_decay", "l1"], "*fp32"),
+    **dict.fromkeys(["weights", "velocity", "residuals", "coefficients"], "*fp32"),
 }
 TALLIES = {"train_epoch": ("*fp64", "*i64"), "evaluate": ("*fp32", "*i32")}
 NUMBERS = {"pixel_max": "fp32", "N": "i32", "D": "i32", "C": "i32"}
@@ -85,7 +85,7 @@ def test_trials_go_on_in_another_pack(interpreted):
 
 def test_other_trials_of_a_pack_train_as_before(interpreted):
     """With a hidden layer, or on images that move, torch's operations do it, in the same pack."""
-    assert interpreted["kinds"]["kinds"] == ["FusedGroup", "HiddenGroup", "LinearGroup"]
+    assert interpreted["kinds"]["kinds"] == ["GpuGroup", "HiddenGroup", "LinearGroup"]
 
 
 def test_the_check_finds_them_the_same(interpreted):
@@ -133,31 +133,81 @@ def test_they_compile_for_gpus_of(kernel, columns, capability, tmp_path):
 def test_without_triton_torch_s_operations_train(monkeypatch):
     """Triton comes with torch on Linux alone; the reason is told."""
     monkeypatch.setattr(gpu_check, "find_spec", lambda _name: None)
-    gpu_check.why_not.cache_clear()
+    gpu_check.fallback_reason.cache_clear()
     gpu = torch.device("cuda")
-    assert "not installed" in gpu_check.why_not(gpu)
-    assert gpu_check.gpu_engine(gpu).startswith("torch's operations, for Triton, which")
-    gpu_check.why_not.cache_clear()
+    assert "is not there" in gpu_check.fallback_reason(gpu)
+    assert gpu_check.gpu_engine(gpu).startswith("torch's operations, because Triton, which")
+    gpu_check.fallback_reason.cache_clear()
 
 
+@pytest.fixture
+def a_gpu_is_there(monkeypatch):
+    """Let the check take the CPU for a GPU that the kernels support."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    gpu_check.fallback_reason.cache_clear()
+    yield
+    gpu_check.fallback_reason.cache_clear()
+
+
+@pytest.mark.usefixtures("a_gpu_is_there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver that Triton can use")
+def test_without_a_driver_torch_s_operations_train():
+    """Triton's own RuntimeError ends in one line, where it was an exception before."""
+    with pytest.raises(RuntimeError):
+        gpu_check.disagreement(torch.device("cpu"))
+    reason = gpu_check.fallback_reason(torch.device("cpu"))
+    assert reason.startswith("Triton could not compile or run the kernels (RuntimeError: ")
+    assert "\n" not in reason
+
+
+@pytest.mark.usefixtures("a_gpu_is_there")
 @pytest.mark.parametrize(
-    ("found", "reason"), [(0.5, "differ from theirs by 5.0e-01"), (float("nan"), "by nan here")]
+    ("compiler", "reason"),
+    [(None, "RuntimeError: Failed to find C compiler"), ("false", "CalledProcessError: Command")],
+)
+def test_without_a_c_compiler_torch_s_operations_train(compiler, reason, monkeypatch, tmp_path):
+    """Triton builds its launcher in C; here its own build finds no compiler, or a broken one."""
+    monkeypatch.delenv("CC", raising=False)
+    if compiler is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("CC", compiler)
+
+    def build_launcher(_device):
+        build._find_compiler.cache_clear()
+        build._build("launcher", str(tmp_path / "launcher.c"), str(tmp_path), [], [], [], [])
+
+    monkeypatch.setattr(gpu_check, "disagreement", build_launcher)
+    device = torch.device("cuda")
+    assert reason in gpu_check.fallback_reason(device)
+    remark = gpu_check.remark_on_fallback("float32")
+    assert remark.startswith(
+        "packs train with torch's operations on the GPU, more slowly, because"
+    )
+    assert reason in remark
+    assert gpu_check.remark_on_fallback("tf32") is None
+    told = gpu_check.gpu_engine(device)
+    assert told.startswith("torch's operations, because Triton could not compile or run")
+    assert "\n" not in told
+    build._find_compiler.cache_clear()
+
+
+@pytest.mark.usefixtures("a_gpu_is_there")
+@pytest.mark.parametrize(
+    ("found", "reason"), [(0.5, "differ from theirs by 5.0e-01"), (float("nan"), "theirs by nan")]
 )
 def test_a_gpu_that_computes_otherwise_is_found_out(monkeypatch, found, reason):
     """Before a trial is trained by them."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(gpu_check, "disagreement", lambda _device: found)
-    gpu_check.why_not.cache_clear()
-    assert reason in gpu_check.why_not(torch.device("cuda"))
-    gpu_check.why_not.cache_clear()
+    assert reason in gpu_check.fallback_reason(torch.device("cuda"))
 
 
-def test_on_a_cpu_nothing_is_fused():
-    """There our own kernels, or torch's operations, train."""
+def test_on_a_cpu_no_gpu_kernel_trains():
+    """The compiled kernels, or torch's operations, train there."""
     data = packs.random_data()
     kinds = {type(group).__name__ for group in Pack(MIXED_24, data, seed=0)._groups}
-    assert "FusedGroup" not in kinds
-    assert not pack._is_fused(data, "float32")
+    assert "GpuGroup" not in kinds
+    assert not pack._has_gpu_kernels(data, "float32")
 
 
 @pytest.mark.gpu
@@ -166,7 +216,7 @@ def test_a_gpu_means_what_training_alone_means():
     """The same on the real thing, which first finds nothing against them."""
     data = packs.random_data(2000, 500, image_shape=(28, 28), num_classes=10)
     on_gpu = packs.on_gpu(data)
-    assert gpu_check.why_not(on_gpu.device) is None
+    assert gpu_check.fallback_reason(on_gpu.device) is None
     together, alone = packs.train_packed(MIXED_24, on_gpu), packs.train_alone(MIXED_24, data)
     for number in MIXED_24:
         assert packs.difference(together[number], alone[number]) < 1e-4

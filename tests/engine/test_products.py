@@ -171,13 +171,14 @@ def test_the_kernel_steps_and_splits_as_torch_does(dtype, count):
     """It moves the weights, splits them, and leaves the bias without penalties."""
     generator = torch.Generator().manual_seed(1)
     weights, velocity = torch.randn(2, 13, 24, generator=generator, dtype=dtype)
-    rates, momentum, weight_decay, l1 = torch.rand(4, 24, generator=generator, dtype=dtype)
+    now, next_ = torch.rand(2, 4, 24, generator=generator, dtype=dtype)
+    rates, (_, momentum, weight_decay, l1) = now[0], next_
     weights[0, 0] = torch.nan
     moved = weights - rates * velocity
     following = momentum * velocity
     following[:-1] += weight_decay * moved[:-1] + l1 * moved[:-1].sign()
     terms = tuple(torch.empty_like(weights) for _ in range(count))
-    cpu_kernels.find().step(weights, velocity, terms, [rates, momentum, weight_decay, l1])
+    cpu_kernels.find().step(weights, velocity, terms, now, next_)
     torch.testing.assert_close(weights, moved, equal_nan=True)
     torch.testing.assert_close(velocity[1:], following[1:])
     assert velocity[0, 0].isnan()

@@ -1,4 +1,4 @@
-"""Run the fused kernels without a GPU, in Triton's interpreter, and print what came out as JSON.
+"""Run the GPU kernels without a GPU, in Triton's interpreter, and print what came out as JSON.
 
 Triton decides for its interpreter when kernels are defined, so this is a process of its own, with
 TRITON_INTERPRET=1 in its environment.
@@ -17,7 +17,7 @@ from triton.runtime import interpreter
 from tune_softmax.config import Config
 from tune_softmax.engine import gpu_check
 from tune_softmax.engine import pack as packed
-from tune_softmax.engine.gpu_group import FusedGroup
+from tune_softmax.engine.gpu_group import GpuGroup
 from tune_softmax.engine.pack import Pack
 
 CONFIGS = {
@@ -102,9 +102,9 @@ def kinds():
 def main():
     """Print all of it."""
     interpreter.InterpreterBuilder.create_dot = create_dot
-    packed._is_fused = lambda _data, precision: precision != "tf32"
-    torch.set_num_threads(2)  # `native` trains on one
-    assert isinstance(Pack(CONFIGS, DATA["small"], seed=0)._groups[0], FusedGroup)
+    packed._has_gpu_kernels = lambda _data, precision: precision != "tf32"
+    torch.set_num_threads(2)  # the CPU kernels train on one
+    assert isinstance(Pack(CONFIGS, DATA["small"], seed=0)._groups[0], GpuGroup)
     whole = {n: replace(config, batch_size=600, num_epochs=1) for n, config in CONFIGS.items()}
     once = {n: replace(config, num_epochs=1) for n, config in CONFIGS.items()}
     summed = {n: replace(c, learning_rate=c.learning_rate / 100) for n, c in once.items()}

@@ -47,20 +47,20 @@ def random_data(
     num_classes=3,
     seed=0,
     labels=None,
-    lit_share=1.0,
+    nonzero_fraction=1.0,
 ):
     """Make random images.
 
-    `labels` says which classes the training images take in turn, `lit_share` how many pixels are
-    not set to zero.
+    `labels` gives the classes that the training images take in turn, `nonzero_fraction` the
+    fraction of pixels that are not set to zero.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def images(count):
         pixels = torch.randint(256, (count, image_shape[0] * image_shape[1]), generator=generator)
         classes = torch.randint(num_classes, (count,), generator=generator)
-        if lit_share < 1:
-            pixels[torch.rand(pixels.shape, generator=generator) >= lit_share] = 0
+        if nonzero_fraction < 1:
+            pixels[torch.rand(pixels.shape, generator=generator) >= nonzero_fraction] = 0
         return Images(pixels.to(torch.uint8), classes)
 
     train_images = images(num_train)
@@ -78,7 +78,7 @@ def on_gpu(data):
 
 
 def train_alone(configs, data, *, seed=0, reduction="mean"):
-    """Train every configuration by itself, with `training.py`."""
+    """Train every configuration by itself, with `reference.py`."""
     outcomes = {}
     for number, config in configs.items():
         curves = []

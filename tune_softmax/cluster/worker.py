@@ -177,13 +177,20 @@ class PackTrainable(tune.Trainable):
         return pack
 
     def _remark(self) -> str | None:
-        if self._settings.precision == "float32":
+        precision, device = self._settings.precision, _device()
+        if device == "cuda":
+            from tune_softmax.engine.gpu_check import remark_on_fallback
+
+            remark = remark_on_fallback(precision)
+            if remark is not None:
+                return remark
+        if precision == "float32":
             return None
         import torch
 
         from tune_softmax.engine.products import remark_on
 
-        return remark_on(self._settings.precision, torch.device(_device()))
+        return remark_on(precision, torch.device(device))
 
     def _set_up_torch(self) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""A dataset as the arrays that our own kernels train on, without torch."""
+"""A dataset as NumPy arrays, which the compiled kernels train on without torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ __all__ = ["ArrayData", "ArrayImages", "TrainingData", "to_arrays"]
 
 
 FLOAT32 = np.dtype(np.float32)
-MAX_SAMPLE = 1000
-
+MAX_SAMPLE = 1000  # images
 
 _Images = TypeVar("_Images")
 
@@ -42,7 +41,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class TrainingData(Generic[_Images]):
-    """What training sees: the training and validation splits, and nothing of the test set.
+    """The training and validation splits; training never sees the test set.
 
     Attributes:
         train: Images to fit.
@@ -75,8 +74,8 @@ class ArrayData(TrainingData[ArrayImages]):
     real: np.dtype[Any] = FLOAT32
 
     @cached_property
-    def lit_share(self) -> float:
-        """The share of pixels that are not zero, in [0, 1], by a sample of the images."""
+    def nonzero_fraction(self) -> float:
+        """The fraction of pixels that are not zero, in [0, 1], from a sample of the images."""
         pixels = self.train.pixels
         sample = pixels[:: -(-len(pixels) // MAX_SAMPLE)]
         return float(np.count_nonzero(sample) / sample.size)

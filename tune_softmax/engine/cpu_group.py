@@ -1,4 +1,4 @@
-"""A group of a pack that the engine's own kernels train on one CPU core."""
+"""A group of trials that the compiled kernels train on one CPU core."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     Array = NDArray[np.floating]
     Tally = tuple[NDArray[np.float64], NDArray[np.int64]]
 
-__all__ = ["NativeGroup"]
+__all__ = ["CpuGroup"]
 
-# Leaving zeros out costs more than it saves where more of the pixels are none, and where a pixel
-# meets no more panels than these.
-MAX_LIT_SHARE = 0.6
+# Products skip pixels that are zero unless more of them than this are not, or a row of weights has
+# no more panels than this: then the search for nonzero pixels takes longer than it saves.
+MAX_NONZERO_FRACTION = 0.6
 MAX_NARROW_PANELS = 2
 
 
-class NativeGroup:
+class CpuGroup:
     """Softmax regression: P trials, D pixels, C classes.
 
-    Column c*P + p is class c of trial p, as in `torch_groups.LinearGroup`, but columns are filled
-    up with zeros to whole panels, and stand as the kernels read them.
+    Column c*P + p is class c of trial p, as in `torch_group.LinearGroup`. Columns of zeros fill
+    the last panel, and columns are stored in the order in which the kernels read them.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class NativeGroup:
         self._kernels = kernels
         self._shape = (data.num_classes, len(trials))
         is_wide = len(trials) * data.num_classes > MAX_NARROW_PANELS * PANEL
-        is_plain = not trials[0].config.augmentation  # else images are no bytes
-        self._skips_zeros = is_wide and is_plain and data.lit_share < MAX_LIT_SHARE
+        is_plain = not trials[0].config.augmentation  # augmented images are not bytes
+        self._skips_zeros = is_wide and is_plain and data.nonzero_fraction < MAX_NONZERO_FRACTION
         shape = (data.num_features + 1, -(-len(trials) * data.num_classes // PANEL) * PANEL)
         self._weights, self._velocity = (empty(shape, data.real) for _ in range(2))
         for i, arrays in enumerate((self._weights, self._velocity)):
@@ -75,36 +75,31 @@ class NativeGroup:
         Args:
             order: The images' order, int64, (N,).
             epoch: From 1.
-            inputs: (N, D + 1) in place of the images; None for these, whose bytes are read.
+            inputs: (N, D + 1) in place of the images; None to train on the images.
         """
         plan = self.plan
-        tables = {
+        arrays, numbers, tally = self._arguments(self.data.train)
+        arrays |= {
+            "inputs": inputs,
+            "order": order,
+            "velocity": self._velocity,
             "loss_weights": plan.loss_weights,
-            "momentum": plan.momentum,
-            "weight_decay": plan.weight_decay,
-            "l1": plan.l1,
-            "rates": plan.learning_rates(epoch),
+            "coefficients": plan.coefficients(epoch),
         }
-        strides: dict[str, float] = {
-            f"{name}_stride": 0 if table is None else table.strides[0] // table.itemsize
-            for name, table in tables.items()
-            if name in {"momentum", "weight_decay", "l1"}
-        }
-        arrays, numbers, tally = self._common(self.data.train)
-        arrays |= {**tables, "order": order, "velocity": self._velocity, "inputs": inputs}
-        self._kernels.train_epoch(arrays, {**numbers, **strides, "num_rows": plan.rows})
+        numbers |= {"num_rows": plan.rows, "has_l1": plan.has_l1}
+        self._kernels.train_epoch(arrays, numbers)
         return _means(*tally, len(order))
 
     def evaluate(self) -> list[tuple[float, float]]:
         """Return each trial's loss and accuracy on the validation set."""
-        arrays, numbers, tally = self._common(self.data.validation)
+        arrays, numbers, tally = self._arguments(self.data.validation)
         self._kernels.evaluate(arrays, numbers)
         return _means(*tally, len(self.data.validation))
 
-    def _common(
+    def _arguments(
         self, images: ArrayImages
     ) -> tuple[dict[str, NDArray[np.generic] | None], dict[str, float], Tally]:
-        """Return what training and evaluation both need, and where they tally."""
+        """Return the arguments of both kernels, and the arrays of the sums that they add to."""
         num_classes, num_trials = self._shape
         loss = np.zeros(num_trials, np.float64)
         num_correct = np.zeros(num_trials, np.int64)

@@ -1,8 +1,8 @@
-"""The engine's own kernels for one CPU core: an epoch of softmax regression in one call.
+"""The compiled kernels for one CPU core: an epoch of softmax regression in one call.
 
-They are compiled when the package is installed, for three levels of the x86-64 instruction set
-(or once, plainly, for another processor), and the best that this processor has is taken. Where
-there was no compiler, packs train with torch's operations; the meaning is the same.
+They are compiled when the package is installed, for three levels of the x86-64 instruction set, or
+once for another processor. `find` takes the best level that this processor has. Where there was no
+compiler, packs train with torch's operations, which compute the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["PANEL", "SLICE_ROWS", "Kernels", "empty", "find"]
+__all__ = ["PANEL", "SLICE_ROWS", "Kernels", "empty", "find", "library_name"]
 
 PANEL = 16
 """Columns of a panel; the weights of a group fill whole ones."""
@@ -32,9 +32,13 @@ PANEL = 16
 SLICE_ROWS = 64
 """Rows of a micro-batch's slice, MAX_ROWS in `cpu_kernels.c`."""
 
-LINE_BYTES = 64
+LINE_BYTES = 64  # of a cache line
 
-# The newest level first; each names the processor flags that it needs.
+# Part of the libraries' names. It changes with the functions' arguments, so that a library built
+# before such a change is not loaded.
+ABI = 2
+
+# Levels of x86-64, the newest first, and the processor flags that each needs.
 LEVELS = {
     "v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
@@ -44,20 +48,17 @@ TYPES: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
 def _epoch_structure(real: Any) -> Any:  # noqa: ANN401 - ctypes' types are made at run time
-    """Return what `cpu_kernels.c` calls an Epoch, for one type of number."""
+    """Return the structure `Epoch` of `cpu_kernels.c` for one type of number."""
     counts = ["num_images", "num_features", "num_classes", "num_trials", "num_columns"]
-    tables = ["loss_weights", "momentum", "weight_decay", "l1", "rates"]
-    strides = ["momentum_stride", "weight_decay_stride", "l1_stride"]
+    flags_and_rows = ["num_rows", "skips_zeros", "has_l1"]
+    pointers = ["loss_weights", "coefficients", "scratch", "loss", "num_correct"]
     fields = [
         *(("pixels", ctypes.c_void_p), ("inputs", ctypes.c_void_p), ("pixel_max", real)),
         *(("labels", ctypes.c_void_p), ("order", ctypes.c_void_p)),
         *((name, ctypes.c_int64) for name in counts),
         *(("weights", ctypes.c_void_p), ("velocity", ctypes.c_void_p)),
-        *(("num_rows", ctypes.c_int64), ("skips_zeros", ctypes.c_int64)),
-        *((name, ctypes.c_void_p) for name in tables),
-        *((name, ctypes.c_int64) for name in strides),
-        *(("scratch", ctypes.c_void_p), ("loss", ctypes.c_void_p)),
-        ("num_correct", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in flags_and_rows),
+        *((name, ctypes.c_void_p) for name in pointers),
     ]
     return type("Epoch", (ctypes.Structure,), {"_fields_": fields})
 
@@ -90,16 +91,16 @@ class Kernels:
         return empty(size(*map(ctypes.c_int64, counts)), real)
 
     def train_epoch(self, arrays: Mapping[str, Array | None], numbers: dict[str, float]) -> None:
-        """Train a group for an epoch; see `cpu_kernels.c` for what each field means.
+        """Train a group for an epoch; `EPOCH_FIELDS` in `cpu_kernels.c` describes every argument.
 
         Args:
             arrays: Contiguous; reals of the weights' type.
-            numbers: Counts, strides and `pixel_max`.
+            numbers: Counts, flags and `pixel_max`.
         """
         self._call("train_epoch", arrays, numbers)
 
     def evaluate(self, arrays: Mapping[str, Array | None], numbers: dict[str, float]) -> None:
-        """Tally a group's loss and right answers on images, in the same terms."""
+        """Add up a group's loss and correct predictions on images; arguments as `train_epoch`."""
         self._call("evaluate", arrays, numbers)
 
     def copy_trial(
@@ -112,7 +113,7 @@ class Kernels:
             trial: Contiguous, (D + 1, C), of the same type.
             p: The trial's place among the group's.
             num_trials: Of the group.
-            skips: Whether the group's products leave zeros out, for which columns stand otherwise.
+            skips: Whether the group's products skip zeros, which decides where columns are stored.
             out: Whether to copy out of the group.
         """
         counts = (p, *trial.shape, num_trials, weights.shape[1], skips, out)
@@ -127,19 +128,25 @@ class Kernels:
         return order
 
     def step(
-        self, weights: Tensor, velocity: Tensor, terms: Sequence[Tensor], rows: Sequence[Tensor]
+        self,
+        weights: Tensor,
+        velocity: Tensor,
+        terms: Sequence[Tensor],
+        now: Tensor,
+        following: Tensor,
     ) -> None:
         """End one step of SGD and begin the next in one pass over the weights.
 
         Args:
             weights: (D + 1, N), moved by -rate * velocity.
-            velocity: The same shape; set to all of the next one but its gradient.
+            velocity: The same shape; set to the next step's, without its gradient.
             terms: One or two of the same shape: the weights as bfloat16 terms.
-            rows: The step's rates, and momentum, weight decay and L1 of the next, (N,) each.
+            now: The step's coefficients, (4, N), rows as in `plan.COEFFICIENTS`.
+            following: Those of the next step.
         """
         function = self._function("step", str(weights.dtype).removeprefix("torch."))
         second = terms[1] if len(terms) > 1 else None
-        tensors = (weights, velocity, terms[0], second, *rows)
+        tensors = (weights, velocity, terms[0], second, now, following)
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         function(*map(ctypes.c_void_p, pointers), *map(ctypes.c_int64, weights.shape))
 
@@ -157,9 +164,9 @@ class Kernels:
 
 
 def empty(shape: int | tuple[int, ...], real: np.dtype[Any]) -> Array:
-    """Return an array, not set to anything, that begins where a line of the cache does.
+    """Return an uninitialized array that begins at a cache line.
 
-    NumPy's begin 16 bytes into one, and every second vector of 32 bytes would lie on two lines.
+    NumPy's arrays begin 16 bytes after one, so every second vector of 32 bytes would span two.
     """
     size = int(np.prod(shape))
     memory = np.empty(size * real.itemsize + LINE_BYTES, np.uint8)
@@ -167,15 +174,20 @@ def empty(shape: int | tuple[int, ...], real: np.dtype[Any]) -> Array:
     return memory[start : start + size * real.itemsize].view(real).reshape(shape)
 
 
+def library_name(level: str) -> str:
+    """Return the name of a level's library in this folder, without its suffix."""
+    return f"_cpu_kernels_abi{ABI}_{level}"
+
+
 @cache
 def find() -> Kernels | None:
-    """Return the best kernels that are built and that this processor can run, if there are any."""
+    """Return the best kernels that are built and that this processor can run, or None."""
     folder = Path(__file__).parent
     flags = _processor_flags()
     for level, needed in LEVELS.items():
         if needed <= flags:
             for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-                path = folder / f"_cpu_kernels_{level}{suffix}"
+                path = folder / f"{library_name(level)}{suffix}"
                 if path.is_file():
                     return Kernels(path, level)
     return None

@@ -1,10 +1,11 @@
-"""Whether a GPU trains packs by the fused kernels, found out once in a process by trying."""
+"""Check once in a process whether a GPU compiles and runs the Triton kernels correctly."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
 from math import nan
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +16,16 @@ from tune_softmax.engine.products import AMPERE
 from tune_softmax.engine.tensors import Images, TensorData
 from tune_softmax.engine.torch_group import LinearGroup
 
-__all__ = ["disagreement", "gpu_engine", "why_not"]
+if TYPE_CHECKING:
+    from tune_softmax.config import Precision
 
-# Both ways round otherwise; after the few steps of a trial here, by less than this.
+__all__ = ["disagreement", "fallback_reason", "gpu_engine", "remark_on_fallback"]
+
+# The largest accepted difference to torch's operations, which round differently, after the few
+# steps of the trials below.
 TOLERANCE = 1e-4
-# More than one tile of images and of pixels, the last ones not full; multiples of 16 as those of
-# Fashion-MNIST, so that what is compiled here serves there.
+# Several tiles of images and of pixels, the last ones not full. Sizes are multiples of 16, as
+# those of Fashion-MNIST, so that the kernels compiled here serve there.
 NUM_IMAGES, IMAGE_SHAPE, NUM_CLASSES = 160, (8, 10), 3
 CONFIGS = (
     Config(batch_size=32, num_epochs=1, learning_rate=0.1, momentum=0.9),
@@ -30,36 +35,49 @@ CONFIGS = (
 
 
 @cache
-def why_not(device: torch.device) -> str | None:
-    """Say why packs on a GPU train by torch's operations instead; None: there is no reason.
+def fallback_reason(device: torch.device) -> str | None:
+    """Return why packs on a GPU train with torch's operations; None if the kernels train them.
 
-    The first call compiles the kernels, a matter of seconds, and trains three small trials both
-    ways: a compiler, or a GPU, that these kernels were never tried on is found out here.
+    The first call compiles the kernels, which takes seconds, and trains three small trials with
+    the kernels and with torch's operations. Any exception on the way is a reason to fall back:
+    Triton needs a C compiler, Python's headers and a driver that suits it, and raises exceptions
+    of several unrelated types where one is missing.
     """
     if find_spec("triton") is None:
-        return "Triton, which torch brings along on Linux, is not installed"
+        return "Triton, which torch installs on Linux, is not there"
     if torch.cuda.get_device_capability(device) < AMPERE:
         return "its compute capability is below 8.0"
-    from triton.errors import TritonError
-
     try:
         difference = disagreement(device)
-    except TritonError as error:
-        return f"Triton could not compile the fused kernels ({str(error).splitlines()[0]})"
+    except Exception as error:  # noqa: BLE001 - a GPU without the kernels must still train
+        return f"Triton could not compile or run the kernels ({_one_line(error)})"
     if not difference <= TOLERANCE:  # NaN too
-        return f"the fused kernels' weights differ from theirs by {difference:.1e} here"
+        return f"the Triton kernels' weights differ from theirs by {difference:.1e}"
     return None
+
+
+def remark_on_fallback(precision: Precision, device: str = "cuda") -> str | None:
+    """Return what to tell a search's user if its GPU trains with torch's operations.
+
+    Args:
+        precision: In which the search multiplies; TF32 is always torch's.
+        device: Where packs train.
+    """
+    reason = None if precision == "tf32" else fallback_reason(torch.device(device))
+    if reason is None:
+        return None
+    return f"packs train with torch's operations on the GPU, more slowly, because {reason}"
 
 
 def gpu_engine(device: torch.device) -> str:
     """Return in words how softmax regression trains on a GPU, and why."""
-    reason = why_not(device)
-    return f"torch's operations, for {reason}" if reason else "an epoch in one launch"
+    reason = fallback_reason(device)
+    return f"torch's operations, because {reason}" if reason else "an epoch in one launch"
 
 
 def disagreement(device: torch.device) -> float:
-    """Return by how much trained weights differ between both ways, relative to their norm."""
-    from tune_softmax.engine.gpu_group import FusedGroup
+    """Return how far weights trained by the kernels are from torch's, relative to their norm."""
+    from tune_softmax.engine.gpu_group import GpuGroup
 
     random = np.random.default_rng(0)
     pixels = random.integers(256, size=(NUM_IMAGES, IMAGE_SHAPE[0] * IMAGE_SHAPE[1]))
@@ -71,7 +89,7 @@ def disagreement(device: torch.device) -> float:
     data = TensorData(images, images, IMAGE_SHAPE, NUM_CLASSES, pixel_max=255)
     order = random.permutation(NUM_IMAGES)
     trained = []
-    for group_of in (LinearGroup, FusedGroup):
+    for group_of in (LinearGroup, GpuGroup):
         start = np.random.default_rng(1)
         trials = []
         for number, config in enumerate(CONFIGS):
@@ -84,3 +102,9 @@ def disagreement(device: torch.device) -> float:
     expected, found = trained
     difference = (found - expected).norm() / expected.norm()
     return float(difference) if torch.isfinite(difference) else nan
+
+
+def _one_line(error: Exception) -> str:
+    """Return an exception's type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""A group of a pack whose epochs are one launch each on a GPU."""
+"""A group of trials whose epoch is one launch of a kernel on a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from triton import cdiv, next_power_of_2
 
 from tune_softmax.engine import gpu_kernels
-from tune_softmax.engine.plan import effective_batch_size, step_sizes
+from tune_softmax.engine.plan import batch_coefficients, effective_batch_size
 from tune_softmax.engine.products import NUM_TERMS
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from tune_softmax.engine.plan import Trial
     from tune_softmax.engine.tensors import TensorData
 
-__all__ = ["FusedGroup", "launch_options"]
+__all__ = ["GpuGroup", "launch_options"]
 
 MIN_COLUMNS = 16  # the narrowest product that a tensor core computes
-# Warps of a program: as many threads as it takes to hold a tile's sums in registers.
+# Warps of a program: enough threads to hold a tile's sums in registers.
 NUM_WARPS, NUM_WARPS_WIDE = 4, 8
 
 
-class FusedGroup:
+class GpuGroup:
     """Softmax regression: P trials, D pixels, C classes; weights are (P, D + 1, columns)."""
 
     def __init__(
@@ -40,7 +40,7 @@ class FusedGroup:
         reduction: Reduction,
         precision: Precision = "float32",
     ) -> None:
-        """Take the trials as they are.
+        """Copy the trials' weights and velocities into the group's.
 
         Args:
             trials: Without a hidden layer and without augmentation.
@@ -61,10 +61,6 @@ class FusedGroup:
         )
         sizes = [effective_batch_size(config, data) for config in self._configs]
         self._batch_sizes = self._tensor(np.array(sizes, np.int32))
-        self._hyperparameters = [
-            self._tensor(np.array([getattr(config, name) for config in self._configs], np.float32))
-            for name in ("momentum", "weight_decay", "l1")
-        ]
         self._residuals = self._weights.new_empty(
             len(trials), gpu_kernels.SLICE_ROWS.value, self._num_columns
         )
@@ -94,25 +90,23 @@ class FusedGroup:
         Args:
             order: The images' order, int64, (N,).
             epoch: From 1.
-            inputs: None: images are as they are.
+            inputs: None; augmented images are trained elsewhere.
         """
-        assert inputs is None, "augmented images are no integers"
+        assert inputs is None, "augmented images are not integers"
         train = self.data.train
-        rates = step_sizes(self._configs, len(train), epoch)
-        first_rates = np.cumsum([0, *map(len, rates[:-1])])
-        losses = torch.empty(len(rates), dtype=torch.float64, device=self.data.device)
+        num_trials = len(self.trials)
+        coefficients = batch_coefficients(self._configs, len(train), epoch)
+        losses = torch.empty(num_trials, dtype=torch.float64, device=self.data.device)
         num_correct = torch.empty_like(losses, dtype=torch.int64)
         with torch.cuda.device_of(losses):  # Triton launches on the current device
-            gpu_kernels.train_epoch[(len(rates),)](
+            gpu_kernels.train_epoch[(num_trials,)](
                 train.pixels,
                 train.labels,
                 self._tensor(order),
                 self._weights,
                 self._velocity,
                 self._batch_sizes,
-                *self._hyperparameters,
-                self._tensor(np.concatenate(rates).astype(np.float32)),
-                self._tensor(first_rates),
+                self._tensor(coefficients),
                 self._residuals,
                 losses,
                 num_correct,

@@ -1,12 +1,12 @@
-"""Softmax regression on a GPU: an epoch of every trial of a pack in one launch, written in Triton.
+"""Softmax regression on a GPU: one launch trains every trial of a pack for an epoch, in Triton.
 
-One program trains one trial, all of its mini-batches one after another. So nothing waits for the
-host within an epoch, no trial waits for another, batch sizes need no common divisor, and nothing
-is computed for columns of zeros but a trial's own few.
+One program trains one trial, one mini-batch after another. So the GPU does not wait for the host
+within an epoch, programs do not wait for one another, batch sizes need no common divisor, and only
+a trial's own few columns of zeros are computed in vain.
 
-Pixels are integers up to 255, which bfloat16 holds exactly; weights and residuals become sums of
-one to three bfloat16 terms, see `products.py`. Three terms hold all 24 digits of a float32, so
-that tensor cores multiply as exactly as float32 does.
+Pixels are integers up to 255, which bfloat16 holds exactly. Weights and residuals become sums of
+one to three bfloat16 terms, see `products.py`; three hold all 24 digits of a float32, so tensor
+cores then multiply as exactly as float32 does.
 
 Shape letters: P trials, N images, D pixels, C classes, of which COLUMNS are stored.
 """
@@ -18,18 +18,17 @@ import triton.language as tl
 
 __all__ = ["BLOCK_ROWS", "SLICE_ROWS", "evaluate", "train_epoch"]
 
-# Images multiplied at a time, and pixels of them: the tile of a tensor core's product, of which
-# four warps hold the running sums in registers.
+# Images and pixels of a tile of a tensor core's product, whose sums four warps hold in registers.
 BLOCK_ROWS = tl.constexpr(64)
 BLOCK_PIXELS = tl.constexpr(64)
-# Images after which a gradient is added to the velocity: their residuals, 32 KB, stay in the
-# cache beside the multiprocessor.
+# A gradient is added to the velocity after this many images; their residuals, 32 KB, stay in the
+# first-level cache.
 SLICE_ROWS = tl.constexpr(512)
 
 
 @triton.jit
 def _multiply_add(pixels, matrix, sums, TERMS: tl.constexpr):
-    """Return sums plus pixels times a float32 matrix, taken as so many bfloat16 terms."""
+    """Return sums plus pixels times a float32 matrix, which is split into TERMS bfloat16 terms."""
     rest = matrix
     for _ in tl.static_range(TERMS):
         term = rest.to(tl.bfloat16)
@@ -52,7 +51,7 @@ def _tally(
     pixels, labels, image, is_row, weights, pixel_max, D, C,
     COLUMNS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """Return of a tile of images the loss and right answers in all, softmax, and labels."""
+    """Return a tile's summed loss, correct predictions, softmax and one-hot labels."""
     columns = tl.arange(0, COLUMNS)
     sums = tl.zeros((BLOCK_ROWS, COLUMNS), tl.float32)
     for first in range(0, D, BLOCK_PIXELS):
@@ -75,9 +74,9 @@ def _tally(
 
 @triton.jit
 def _step(weights, velocity, gradient, places, inside, begins, ends, rate, momentum, decay, l1):
-    """Add a gradient to the velocity, which a batch begins with, and move the weights at its end.
+    """Add a slice's gradient to the velocity; at the end of a mini-batch move the weights.
 
-    As torch's SGD has it: the velocity is momentum times itself, plus the gradient with all
+    As torch's SGD: a mini-batch's first slice multiplies the velocity by the momentum and adds the
     penalties; the weights move by the learning rate times the velocity.
     """
     w = tl.load(weights + places, mask=inside, other=0.0)
@@ -99,14 +98,10 @@ def train_epoch(
     weights,  # float32 (P, D + 1, COLUMNS), the bias last; columns of no class are zero
     velocity,  # the same
     batch_sizes,  # int32 (P,)
-    momentum,  # float32 (P,), and so are the two that follow
-    weight_decay,
-    l1,
-    rates,  # float32: step sizes of all trials, one after another
-    first_rates,  # int64 (P,): where a trial's begin
+    coefficients,  # float32 (steps, 4, P): rows as in plan.COEFFICIENTS
     residuals,  # float32 (P, SLICE_ROWS, COLUMNS): scratch
     losses,  # float64 (P,): sums of cross-entropy
-    corrects,  # int64 (P,): right answers
+    corrects,  # int64 (P,): correct predictions
     pixel_max,
     N,
     D,
@@ -121,17 +116,18 @@ def train_epoch(
     velocity += trial * (D + 1) * COLUMNS
     residuals += trial * SLICE_ROWS * COLUMNS
     batch_size = tl.load(batch_sizes + trial)
-    beta = tl.load(momentum + trial)
-    decay = tl.load(weight_decay + trial)
-    of_signs = tl.load(l1 + trial)
-    rate_at = rates + tl.load(first_rates + trial)
+    num_trials = tl.num_programs(0)
+    of_batch = coefficients + trial
     columns = tl.arange(0, COLUMNS)
     loss = tl.zeros((), tl.float64)
     num_correct = tl.zeros((), tl.int64)
     for batch in range(0, N, batch_size):
         end = tl.minimum(batch + batch_size, N)
-        rate = tl.load(rate_at)
-        rate_at += 1
+        rate = tl.load(of_batch)
+        momentum = tl.load(of_batch + num_trials)
+        decay = tl.load(of_batch + 2 * num_trials)
+        l1 = tl.load(of_batch + 3 * num_trials)
+        of_batch += 4 * num_trials
         image_weight = 1.0 / (end - batch).to(tl.float32) if IS_MEAN else 1.0
         for start in range(batch, end, SLICE_ROWS):
             num_rows = tl.minimum(end - start, SLICE_ROWS)
@@ -152,7 +148,7 @@ def train_epoch(
                 residual = tl.where(is_row[:, None], residual, 0.0)
                 tl.store(residuals + row[:, None] * COLUMNS + columns[None, :], residual)
                 of_bias += tl.sum(residual, 0)
-            tl.debug_barrier()  # all residuals are there, and nobody reads the weights any more
+            tl.debug_barrier()  # all residuals are written and all reads of the weights done
             for first in range(0, D, BLOCK_PIXELS):
                 k = first + tl.arange(0, BLOCK_PIXELS)
                 gradient = tl.zeros((BLOCK_PIXELS, COLUMNS), tl.float32)
@@ -167,13 +163,13 @@ def train_epoch(
                 inside = (k < D)[:, None] & (columns < C)[None, :]
                 _step(
                     weights, velocity, gradient / pixel_max, places, inside,
-                    begins, ends, rate, beta, decay, of_signs,
+                    begins, ends, rate, momentum, decay, l1,
                 )  # fmt: skip
             _step(
                 weights, velocity, of_bias, D * COLUMNS + columns, columns < C,
-                begins, ends, rate, beta, 0.0, 0.0,  # penalties leave the bias out
+                begins, ends, rate, momentum, 0.0, 0.0,  # no penalty on the bias
             )  # fmt: skip
-            tl.debug_barrier()  # the weights have moved, and nobody reads the residuals any more
+            tl.debug_barrier()  # all weights are written and all reads of the residuals done
     tl.store(losses + trial, loss)
     tl.store(corrects + trial, num_correct)
 

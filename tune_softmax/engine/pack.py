@@ -1,17 +1,15 @@
-"""Train P configurations at once as one matrix product; each means what `training.py` means.
+"""Train P configurations at once as one matrix product; each trains as `reference.py` trains it.
 
 Shape letters: P trials in the pack, B images in a micro-batch, D pixels, H hidden units,
-C classes. Every weight matrix carries its bias as a last row, which inputs meet with a one.
+C classes. Every weight matrix has its bias as the last row, which inputs multiply by one.
 
-A pack splits itself into groups that share mini-batches and matrix products. A group walks
-micro-batches of the greatest common divisor of its batch sizes. A trial whose batch is m
-micro-batches adds up its gradient with its weights untouched and updates on every m-th: tables
-of coefficients say, for every micro-batch and trial, which of these it does, so that one pass
-over the weights serves all trials and each makes exactly its own SGD's steps.
+A pack splits its trials into groups that share mini-batches and matrix products. A group walks
+micro-batches of the greatest common divisor of its batch sizes. A trial whose mini-batch is m
+micro-batches adds up its gradient while its weights stay, and updates on every m-th: `plan.py`'s
+table of coefficients says so for every micro-batch and trial.
 
-Softmax regression on one CPU core trains in kernels of our own on numpy's arrays. Torch, which
-takes seconds to import, is imported for what they do not do. On a GPU its epochs are one launch
-each, of kernels of our own too.
+Softmax regression trains in compiled kernels on one CPU core, and in Triton kernels on a GPU; all
+else trains with torch's operations. Torch takes seconds to import and is imported only if needed.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import numpy as np
 
 from tune_softmax.engine import cpu_kernels
 from tune_softmax.engine.arrays import ArrayData
-from tune_softmax.engine.cpu_group import NativeGroup
+from tune_softmax.engine.cpu_group import CpuGroup
 from tune_softmax.engine.draws import initial_weights, layer_widths, sample_order
 from tune_softmax.engine.plan import Trial, effective_batch_size
 from tune_softmax.errors import PackError
@@ -40,21 +38,21 @@ if TYPE_CHECKING:
 
     from tune_softmax.config import Config, Precision, Reduction
     from tune_softmax.engine.cpu_kernels import Kernels
-    from tune_softmax.engine.gpu_group import FusedGroup
+    from tune_softmax.engine.gpu_group import GpuGroup
     from tune_softmax.engine.plan import TrialState
     from tune_softmax.engine.tensors import TensorData
     from tune_softmax.engine.torch_group import HiddenGroup, LinearGroup
 
 __all__ = ["Pack", "needs_torch", "plan_groups"]
 
-# Trials of one batch size with fewer columns than this, all together, share a group with others:
-# a narrow product is inefficient, and costs as many steps as a wide one.
+# Trials of one batch size that have fewer columns than this together share a group with others,
+# because a narrow product is inefficient and takes as many steps as a wide one.
 MIN_COLUMNS = 128
-# They do so only while the group's micro-batch stays at least this long, for below it the fixed
-# cost of a step outweighs the wider product.
+# They do so only if the group's micro-batch stays at least this long; below it the fixed cost of a
+# step outweighs the wider product.
 MIN_MICRO_BATCH = 32
 
-_Group: TypeAlias = "LinearGroup | HiddenGroup | NativeGroup | FusedGroup"
+_Group: TypeAlias = "LinearGroup | HiddenGroup | CpuGroup | GpuGroup"
 
 
 class Pack:
@@ -73,7 +71,7 @@ class Pack:
         epoch: int = 0,
         states: Mapping[int, TrialState] | None = None,
     ) -> None:
-        """Draw every trial's initial weights, or go on from where another pack left them.
+        """Draw every trial's initial weights, or continue from another pack's states.
 
         Args:
             configs: Hyperparameters by trial number.
@@ -107,7 +105,7 @@ class Pack:
         self._reduction: Reduction = reduction
         self._finished: dict[int, Trial] = {}
         self._moved: tuple[int, float, Tensor] | None = None  # epoch, strength, inputs
-        self._is_fused = _is_fused(data, precision)
+        self._has_gpu_kernels = _has_gpu_kernels(data, precision)
         self._groups: list[_Group] = []
         trials = []
         for number, config in configs.items():
@@ -149,7 +147,7 @@ class Pack:
         measured: dict[int, tuple[float, float, float, float]] = {}
         for group in self._groups:
             inputs = self._inputs(group)
-            if isinstance(group, NativeGroup):
+            if isinstance(group, CpuGroup):
                 arrays = None if inputs is None else inputs.numpy()
                 train = group.train_epoch(order, self.epoch, arrays)
             else:
@@ -167,7 +165,7 @@ class Pack:
         return {n: EpochMetrics(*measured[n], seconds=share) for n in sorted(measured)}
 
     def drop(self, numbers: Iterable[int]) -> None:
-        """Take trials out of the pack; their neighbours go on undisturbed."""
+        """Remove trials from the pack; the others train on unchanged."""
         leaving = set(numbers)
         if not leaving:
             return
@@ -185,7 +183,7 @@ class Pack:
         return [_array(weights) for weights, _ in trials[number].layers]
 
     def state(self, number: int) -> TrialState:
-        """Return what another pack needs to go on with a trial that still trains."""
+        """Return the state from which another pack can continue a trial that still trains."""
         trials = {trial.number: trial for trial in self._trials()}
         return [(_array(weights), _array(velocity)) for weights, velocity in trials[number].layers]
 
@@ -219,32 +217,33 @@ class Pack:
 
     def _regroup(self, trials: Sequence[Trial]) -> None:
         self._groups = []
-        if self._is_fused:
-            fused = [trial for trial in trials if _is_plain(trial.config)]
-            self._groups += [self._fused_group(fused)] if fused else []
+        if self._has_gpu_kernels:
+            plain = [trial for trial in trials if _is_plain(trial.config)]
+            self._groups += [self._gpu_group(plain)] if plain else []
             trials = [trial for trial in trials if not _is_plain(trial.config)]
         by_number = {trial.number: trial for trial in trials}
         configs = {n: trial.config for n, trial in by_number.items()}
         kernels = _kernels(self._data)
-        is_native = kernels is not None and self._precision == "float32"
-        planned = plan_groups(configs, self._data, cpu_kernels.SLICE_ROWS if is_native else None)
+        uses_kernels = kernels is not None and self._precision == "float32"
+        slice_rows = cpu_kernels.SLICE_ROWS if uses_kernels else None
+        planned = plan_groups(configs, self._data, slice_rows)
         for numbers in planned:
             members = [by_number[number] for number in numbers]
             self._groups.append(self._group(members, kernels))
 
-    def _fused_group(self, trials: Sequence[Trial]) -> FusedGroup:
-        from tune_softmax.engine.gpu_group import FusedGroup
+    def _gpu_group(self, trials: Sequence[Trial]) -> GpuGroup:
+        from tune_softmax.engine.gpu_group import GpuGroup
 
-        assert not isinstance(self._data, ArrayData), "see `_is_fused`"
-        return FusedGroup(trials, self._data, self._reduction, self._precision)
+        assert not isinstance(self._data, ArrayData), "see `_has_gpu_kernels`"
+        return GpuGroup(trials, self._data, self._reduction, self._precision)
 
     def _group(self, trials: Sequence[Trial], kernels: Kernels | None) -> _Group:
-        """Make the group that trains these trials fastest, by what is here."""
+        """Make the group that trains these trials fastest here."""
         data, reduction, precision = self._data, self._reduction, self._precision
         is_linear = not trials[0].config.hidden_units
         if is_linear and kernels and precision == "float32":
             arrays = data if isinstance(data, ArrayData) else data.arrays
-            return NativeGroup(trials, arrays, reduction, kernels)
+            return CpuGroup(trials, arrays, reduction, kernels)
         from tune_softmax.engine.torch_group import HiddenGroup, LinearGroup
 
         assert not isinstance(data, ArrayData), "see `needs_torch`"
@@ -254,7 +253,7 @@ class Pack:
 
 
 def needs_torch(configs: Iterable[Config], precision: Precision) -> bool:
-    """Say whether a pack on one CPU core does more than our own kernels do."""
+    """Return whether a pack on one CPU core needs more than the compiled kernels."""
     return (
         precision != "float32"
         or cpu_kernels.find() is None
@@ -267,13 +266,13 @@ def _is_plain(config: Config) -> bool:
     return not config.hidden_units and not config.augmentation
 
 
-def _is_fused(data: ArrayData | TensorData, precision: Precision) -> bool:
-    """Whether the data is on a GPU that trains plain trials in one launch an epoch."""
+def _has_gpu_kernels(data: ArrayData | TensorData, precision: Precision) -> bool:
+    """Whether the data is on a GPU whose Triton kernels train plain trials."""
     if isinstance(data, ArrayData) or data.device.type != "cuda":
         return False
-    from tune_softmax.engine.gpu_check import why_not
+    from tune_softmax.engine.gpu_check import fallback_reason
 
-    return precision != "tf32" and data.real == np.float32 and why_not(data.device) is None
+    return precision != "tf32" and data.real == np.float32 and fallback_reason(data.device) is None
 
 
 def plan_groups(
@@ -281,17 +280,17 @@ def plan_groups(
 ) -> list[list[int]]:
     """Decide which trials share mini-batches and matrix products.
 
-    Trials of one width, one augmentation and one batch size always do. Wide blocks stand alone,
-    for then a group takes the fewest steps; narrow ones join the block with which their
-    micro-batch is longest. Where gradients are interrupted anyway, what is still narrow then
-    joins a wide block, for that block's steps are no shorter after it.
+    Trials of one width, one augmentation and one batch size always do. A block of them that is
+    wide forms a group alone, which then takes the fewest steps; a narrow one joins the block with
+    which its micro-batch is longest. With `slice_rows`, blocks that are still narrow join a wide
+    one, whose steps then stay as long as a slice.
 
     Args:
         configs: Hyperparameters by trial number.
         data: The training set; a batch size beyond its length means all of it.
-        slice_rows: The rows after which a gradient's sum is interrupted anyway. Batch sizes share
-            a group only if their micro-batch is a multiple of it; then a trial's sums, to the
-            last bit, do not depend on its neighbours. None asks for no such thing.
+        slice_rows: Rows that a gradient's product adds up at a time. Batch sizes share a group
+            only if their micro-batch is a multiple of it; then a trial's sums do not depend, to
+            the last bit, on its neighbours. None sets no such condition.
 
     Returns:
         The numbers of each group's trials.
@@ -325,7 +324,7 @@ def _place(
     numbers: list[int],
     slice_rows: int | None,
 ) -> list[tuple[int, list[int]]]:
-    """Add one block to the group that suits it best, or as a group of its own."""
+    """Add a block to the group with the longest common micro-batch, or as a new group."""
     best = max(groups, key=lambda group: gcd(group[0], batch_size), default=None)
     rows = gcd(best[0], batch_size) if best else 0
     if slice_rows is not None:
@@ -339,14 +338,14 @@ def _place(
 
 
 def _kernels(data: ArrayData | TensorData) -> Kernels | None:
-    """Return our own kernels where they train fastest."""
+    """Return the compiled kernels if they train fastest here."""
     if isinstance(data, ArrayData):
         return cpu_kernels.find()
     import torch
 
-    # They know one core; with more, torch's products are the faster ones.
-    is_for_them = data.device.type == "cpu" and torch.get_num_threads() == 1
-    return cpu_kernels.find() if is_for_them else None
+    # They use one core; with more, torch's products are faster.
+    is_one_core = data.device.type == "cpu" and torch.get_num_threads() == 1
+    return cpu_kernels.find() if is_one_core else None
 
 
 def _array(values: NDArray[Any] | Tensor) -> NDArray[Any]:

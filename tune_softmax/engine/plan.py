@@ -1,8 +1,9 @@
-"""What every trial of a group does at every micro-batch of an epoch.
+"""The coefficients of every trial's SGD step, as one table a group and epoch.
 
-A group walks micro-batches of the greatest common divisor of its batch sizes. Tables of
-coefficients say when a trial's batch begins and ends, so that whoever trains the group applies
-them without asking which trial is where.
+A group walks micro-batches of the greatest common divisor of its batch sizes. A trial's mini-batch
+is one or more micro-batches: momentum and penalties apply with its first, the learning rate with
+its last. The table holds for every micro-batch and trial the four coefficients, so that a group
+applies one formula to all of its trials.
 """
 
 from __future__ import annotations
@@ -23,7 +24,19 @@ if TYPE_CHECKING:
     from tune_softmax.engine.arrays import ArrayData
     from tune_softmax.engine.tensors import TensorData
 
-__all__ = ["Plan", "Trial", "TrialState", "effective_batch_size", "step_sizes"]
+__all__ = [
+    "COEFFICIENTS",
+    "Plan",
+    "Trial",
+    "TrialState",
+    "batch_coefficients",
+    "effective_batch_size",
+]
+
+COEFFICIENTS = ("learning_rate", "momentum", "weight_decay", "l1")
+"""The rows of a step's coefficients, as `cpu_kernels.c` and `gpu_kernels.py` number them."""
+# What the last three are within a mini-batch: the gradient adds to the velocity as it is.
+WITHIN_BATCH = (1.0, 0.0, 0.0)
 
 TrialState: TypeAlias = list[tuple[NDArray[Any], NDArray[Any]]]
 """Per layer a trial's weights and velocity, float32, (in + 1, out) each."""
@@ -31,13 +44,13 @@ TrialState: TypeAlias = list[tuple[NDArray[Any], NDArray[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial between two groupings.
+    """One trial's hyperparameters and state, as a group takes and returns them.
 
     Attributes:
         number: The trial's number.
         config: Its hyperparameters.
         layers: Per layer its weights and its velocity, float32, (in + 1, out) each: arrays, or
-            tensors on the device of the group that it comes from.
+            tensors on the device of the group that returned them.
     """
 
     number: int
@@ -51,18 +64,16 @@ def effective_batch_size(config: Config, data: ArrayData | TensorData) -> int:
 
 
 class Plan:
-    """What every trial of a group does at each micro-batch of an epoch, as tables (steps, P).
-
-    Tables are arrays of the data's type of number; one whose rows are all the same has them once,
-    with a stride of 0.
+    """A group's micro-batches, and the tables of coefficients that they need.
 
     Attributes:
         rows: Images in a micro-batch, the greatest common divisor of the batch sizes.
-        loss_weights: What an image's loss counts in its mini-batch: 1/B for the mean, 1 for the
-            sum; an epoch's last batch divides by its own length.
-        momentum: The trial's where its batch begins, 1 within a batch.
-        weight_decay: The trial's where its batch begins, 0 within a batch.
-        l1: Likewise.
+        num_steps: Micro-batches in an epoch.
+        loss_weights: An image's weight in its mini-batch's loss, (steps, P): 1/B for the mean, 1
+            for the sum; an epoch's last mini-batch divides by its own length.
+        has_momentum: Whether a momentum of the table is not 0.
+        has_weight_decay: Likewise.
+        has_l1: Likewise.
     """
 
     def __init__(
@@ -70,52 +81,72 @@ class Plan:
     ) -> None:
         self._configs = configs
         self._num_samples = len(data.train)
-        self._real = data.real
         sizes = [effective_batch_size(config, data) for config in configs]
         self.rows = gcd(*sizes)
         self.num_steps = ceil(self._num_samples / self.rows)
         starts = np.arange(self.num_steps)[:, np.newaxis] * self.rows  # (steps, 1)
         batch_sizes = np.array(sizes)  # (P,)
         ends = np.minimum(starts + self.rows, self._num_samples)
-        begins = starts % batch_sizes == 0  # (steps, P)
-        self._updates = (ends % batch_sizes == 0) | (ends == self._num_samples)
+        is_first = starts % batch_sizes == 0  # (steps, P)
+        self._is_last = (ends % batch_sizes == 0) | (ends == self._num_samples)
         self._batches = starts // batch_sizes
         lengths = np.minimum(self._num_samples - self._batches * batch_sizes, batch_sizes)
         weights = 1.0 / lengths if reduction == "mean" else np.ones(lengths.shape)
-        self.loss_weights = weights.astype(self._real)
-        self.momentum = self._coefficients("momentum", begins, within=1.0)
-        self.weight_decay = self._coefficients("weight_decay", begins, within=0.0)
-        self.l1 = self._coefficients("l1", begins, within=0.0)
+        self.loss_weights = weights.astype(data.real)
+        self._table = np.empty((self.num_steps, len(COEFFICIENTS), len(configs)), data.real)
+        for row, (values, within) in enumerate(
+            zip(_constants(configs), WITHIN_BATCH, strict=True), 1
+        ):
+            self._table[:, row] = np.where(is_first, values, within)
+        self.has_momentum, self.has_weight_decay, self.has_l1 = (
+            bool(self._table[:, row].any()) for row in range(1, len(COEFFICIENTS))
+        )
 
-    def _coefficients(
-        self, name: str, begins: NDArray[np.bool_], *, within: float
-    ) -> NDArray[Any] | None:
-        """Return the table of one hyperparameter, or None where it is 0 everywhere."""
-        values = np.array([getattr(config, name) for config in self._configs], self._real)
-        if begins.all():  # one row serves every step
-            table = np.broadcast_to(values, begins.shape)
-        else:
-            table = np.where(begins, values, self._real.type(within))
-        return table if table.any() else None
+    def coefficients(self, epoch: int) -> NDArray[Any]:
+        """Return the epoch's table, of the data's type, (steps, 4, P), rows as in COEFFICIENTS.
 
-    def learning_rates(self, epoch: int) -> NDArray[Any]:
-        """Return the epoch's step sizes, (steps, P): 0 where a trial does not update."""
-        sizes = step_sizes(self._configs, self._num_samples, epoch)
+        The learning rate is 0 where a trial does not update. The next call overwrites the table.
+
+        Args:
+            epoch: From 1.
+        """
+        sizes = _step_sizes(self._configs, self._num_samples, epoch)
         rates = np.stack([sizes[p][batches] for p, batches in enumerate(self._batches.T)], axis=1)
-        table: NDArray[Any] = (rates * self._updates).astype(self._real)
-        return table
+        self._table[:, 0] = rates * self._is_last
+        return self._table
 
 
-def step_sizes(
+def batch_coefficients(
     configs: Sequence[Config], num_samples: int, epoch: int
-) -> list[NDArray[np.float64]]:
-    """Return each trial's learning rates in the mini-batches of an epoch, by its schedule.
+) -> NDArray[np.float32]:
+    """Return an epoch's coefficients for trials that walk their own mini-batches.
 
     Args:
         configs: The trials'.
         num_samples: Training images.
         epoch: From 1.
+
+    Returns:
+        (steps, 4, P), rows as in COEFFICIENTS, as many steps as the trial with most mini-batches
+        has; after a trial's last one its learning rates are 0.
     """
+    sizes = _step_sizes(configs, num_samples, epoch)
+    table = np.zeros((max(map(len, sizes)), len(COEFFICIENTS), len(configs)), np.float32)
+    for p, rates in enumerate(sizes):
+        table[: len(rates), 0, p] = rates
+    table[:, 1:] = _constants(configs)
+    return table
+
+
+def _constants(configs: Sequence[Config]) -> NDArray[np.float64]:
+    """Return the coefficients that do not change during training, (3, P)."""
+    return np.array([[getattr(config, name) for config in configs] for name in COEFFICIENTS[1:]])
+
+
+def _step_sizes(
+    configs: Sequence[Config], num_samples: int, epoch: int
+) -> list[NDArray[np.float64]]:
+    """Return each trial's learning rates in the mini-batches of an epoch, by its schedule."""
     factors: dict[tuple[str, int, int], NDArray[np.float64]] = {}
     for config in configs:
         key = (config.learning_rate_schedule, config.num_epochs, config.batch_size)

@@ -1,4 +1,4 @@
-"""Groups of a pack that train with torch's operations, on any device and with any width.
+"""Groups of trials that torch's operations train, on any device, with or without a hidden layer.
 
 Shape letters: P trials, B images in a micro-batch, D pixels, H hidden units, C classes.
 """
@@ -29,23 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["HiddenGroup", "LinearGroup"]
 
-# A product's columns are filled up to a multiple of this: one of 10 takes longer than one of 16.
+# Products have a multiple of this many columns: one of 10 columns takes longer than one of 16.
 COLUMN_MULTIPLE = 8
 # Rows per forward pass over the validation set.
 EVALUATION_ROWS = 512
 
 
 class _Layer:
-    """One weight matrix of every trial in a group, its velocity, and how SGD moves them.
-
-    Every step reads one row of each table, so tables are kept as lists of rows.
+    """One weight matrix of every trial in a group, its velocity, and the SGD step for both.
 
     Args:
-        weights: Of all trials, biases too.
+        weights: Of all trials, with biases.
         velocity: The same shape.
-        penalized: Picks the rows to which weight decay and L1 apply: weights, not biases.
-        plan: The group's tables.
-        widen: Turns a table (steps, P) into one whose rows broadcast against the weights.
+        penalized: Selects the rows to which weight decay and L1 apply: weights, not biases.
+        plan: The group's coefficients.
+        broadcast: Turns a table (steps, 4, P) into one whose rows broadcast against the weights.
     """
 
     def __init__(
@@ -54,51 +52,41 @@ class _Layer:
         velocity: Tensor,
         penalized: Callable[[Tensor], Tensor],
         plan: Plan,
-        widen: Callable[[Tensor], Tensor],
+        broadcast: Callable[[Tensor], Tensor],
     ) -> None:
-        def rows(table: NDArray[Any] | None) -> Sequence[Tensor] | None:
-            if table is None:
-                return None
-            if table.strides[0]:
-                return widen(_tensor(table, weights)).unbind()
-            # The same row for all steps.
-            return widen(_tensor(table[:1], weights)).unbind() * len(table)
-
         self._weights = weights
         self._velocity = velocity
         self._penalized_weights = penalized(weights)
         self._penalized_velocity = penalized(velocity)
-        self._widen = widen
-        self._momentum = rows(plan.momentum)
-        self._weight_decay = rows(plan.weight_decay)
-        self._l1 = rows(plan.l1)
-        self._rates: Sequence[Tensor] = ()
-        self._zeros = widen(_tensor(0 * plan.loss_weights[:1], weights))[0]
+        self._plan = plan
+        self._broadcast = broadcast
+        self._steps: Sequence[Tensor] = ()
 
-    def begin_epoch(self, learning_rates: NDArray[Any]) -> None:
-        """Take the epoch's step sizes, (steps, P)."""
-        self._rates = self._widen(_tensor(learning_rates, self._weights)).unbind()
+    def begin_epoch(self, coefficients: NDArray[Any]) -> None:
+        """Take the epoch's table of coefficients, (steps, 4, P)."""
+        self._steps = self._broadcast(_tensor(coefficients, self._weights)).unbind()
 
     def begin_step(self, step: int) -> None:
-        """Set the velocity to all of the new one but the loss's gradient, which adds itself."""
-        if self._momentum is None:
-            self._velocity.zero_()
+        """Set the velocity to the new one without the loss's gradient, which is added later."""
+        _, momentum, weight_decay, l1 = self._steps[step].unbind()
+        if self._plan.has_momentum:
+            self._velocity.mul_(momentum)
         else:
-            self._velocity.mul_(self._momentum[step])
-        if self._weight_decay is not None:
-            self._penalized_velocity.addcmul_(self._penalized_weights, self._weight_decay[step])
-        if self._l1 is not None:
-            self._penalized_velocity.addcmul_(self._penalized_weights.sign(), self._l1[step])
+            self._velocity.zero_()
+        if self._plan.has_weight_decay:
+            self._penalized_velocity.addcmul_(self._penalized_weights, weight_decay)
+        if self._plan.has_l1:
+            self._penalized_velocity.addcmul_(self._penalized_weights.sign(), l1)
 
     def end_step(self, step: int) -> None:
         """Move the weights by -learning_rate * velocity."""
-        self._weights.addcmul_(self._velocity, self._rates[step], value=-1)
+        self._weights.addcmul_(self._velocity, self._steps[step][0], value=-1)
 
     def advance(self, step: int, terms: Terms, kernels: Kernels) -> None:
         """End a step and begin the next, and split the weights into terms, in one pass."""
-        tables = (self._momentum, self._weight_decay, self._l1)
-        following = [self._zeros if table is None else table[step + 1] for table in tables]
-        kernels.step(self._weights, self._velocity, terms, [self._rates[step], *following])
+        kernels.step(
+            self._weights, self._velocity, terms, self._steps[step], self._steps[step + 1]
+        )
 
 
 class LinearGroup:
@@ -116,14 +104,14 @@ class LinearGroup:
         precision: Precision = "float32",
         kernels: Kernels | None = None,
     ) -> None:
-        """Take the trials as they are.
+        """Copy the trials' weights and velocities into the group's.
 
         Args:
             trials: Of one augmentation, without a hidden layer.
             data: The images, on the device to train on.
             reduction: Whether a mini-batch's loss is the mean or the sum over its images.
             precision: In which to multiply.
-            kernels: What splits weights into terms, where there are some and they are on a CPU.
+            kernels: The compiled kernels, which split weights into terms on one CPU core.
         """
         self.trials = trials
         self.data = data
@@ -148,8 +136,8 @@ class LinearGroup:
                 self._velocity,
                 lambda tensor: tensor[:-1],
                 self.plan,
-                # Repeated for every class, so that the innermost loop runs over all columns.
-                lambda table: pad(table.repeat(1, data.num_classes), (0, num_zeros)),
+                # Repeated for every class, so that torch's innermost loop runs over all columns.
+                lambda table: pad(table.repeat(1, 1, data.num_classes), (0, num_zeros)),
             )
         ]
 
@@ -178,7 +166,7 @@ class LinearGroup:
         return [(weights, velocity)]
 
     def begin_step(self, step: int) -> None:
-        """Make the velocity and the weights' terms ready, unless the step before has."""
+        """Prepare the velocity and the weights' terms, unless `advance` has."""
         if self._kernels is None or step == 0:
             self.parameters[0].begin_step(step)
             self.take_weights()
@@ -191,7 +179,7 @@ class LinearGroup:
             self.parameters[0].advance(step, self._terms, self._kernels)
 
     def take_weights(self) -> None:
-        """Take the weights as they are now for the logits that follow."""
+        """Use the current weights for the logits that follow."""
         self._terms = self.products.weights(self._weights)
 
     def logits(self, inputs: Terms) -> Tensor:
@@ -204,7 +192,7 @@ class LinearGroup:
         return by_trial
 
     def add_gradient(self, inputs: Terms, residual: Tensor) -> None:  # noqa: ARG002
-        """Add the loss's gradient to the velocity; the residual is where the logits were."""
+        """Add the loss's gradient to the velocity; the residual has replaced the logits."""
         self.products.add_gradient(inputs, self._logits[: len(inputs[0])], self._velocity)
 
 
@@ -276,7 +264,7 @@ class HiddenGroup:
         return [(first, velocity), (self._second[p].clone(), self._second_velocity[p].clone())]
 
     def begin_step(self, step: int) -> None:
-        """Make the velocities and the weights' terms ready."""
+        """Prepare the velocities and the weights' terms."""
         for parameter in self.parameters:
             parameter.begin_step(step)
         self.take_weights()
@@ -287,7 +275,7 @@ class HiddenGroup:
             parameter.end_step(step)
 
     def take_weights(self) -> None:
-        """Take the weights as they are now for the logits that follow."""
+        """Use the current weights for the logits that follow."""
         self._terms = self.products.weights(self._first)
 
     def logits(self, inputs: Terms) -> Tensor:
@@ -320,7 +308,7 @@ def _tensor(table: NDArray[Any], like: Tensor) -> Tensor:
 
 
 class _Tally:
-    """Sums of cross-entropy and of right answers, one row a step so that nothing synchronizes."""
+    """Sums of cross-entropy and correct predictions, a row a step; none waits for the GPU."""
 
     def __init__(self, num_steps: int, num_trials: int, device: torch.device) -> None:
         self._loss = torch.empty(num_steps, num_trials, device=device)
@@ -341,14 +329,14 @@ def _train_epoch(
     epoch: int,
     moved: Tensor | None,
 ) -> list[tuple[float, float]]:
-    """Walk the training set once in micro-batches; return each trial's loss and accuracy."""
+    """Train on every micro-batch once; return each trial's loss and accuracy."""
     plan, data, products = group.plan, group.data, group.products
     inputs = products.train_inputs if moved is None else moved
     buffer = inputs.new_empty(plan.rows, data.num_features + 1)
     tally = _Tally(plan.num_steps, len(group.trials), data.device)
-    learning_rates = plan.learning_rates(epoch)
+    coefficients = plan.coefficients(epoch)
     for parameter in group.parameters:
-        parameter.begin_epoch(learning_rates)
+        parameter.begin_epoch(coefficients)
     loss_weights = _tensor(plan.loss_weights, inputs).unbind()
     indices = torch.from_numpy(order).to(data.device)
     targets = _targets(data.train.labels[indices], len(group.trials)).split(plan.rows)
@@ -386,13 +374,13 @@ def _targets(labels: Tensor, num_trials: int) -> Tensor:
 
 
 def _tally_softmax(logits: Tensor, targets: Tensor, tally: _Tally, step: int) -> Tensor:
-    """Record cross-entropy and right answers; turn logits z into exp(z - max z).
+    """Record cross-entropy and correct predictions; replace logits z by exp(z - max z).
 
     Args:
         logits: (B, C, P), overwritten.
         targets: int64, (B, 1, P).
-        tally: Where sums over the batch are recorded.
-        step: In which row.
+        tally: Records sums over the batch.
+        step: The tally's row.
 
     Returns:
         The softmax's denominator, (B, 1, P).
