@@ -36,6 +36,8 @@ def trial_table(results: Results, rows: pd.DataFrame, title: str) -> Table:
     """Return trials as a table: their results and the hyperparameters that were searched."""
     metric = results.experiment.search.metric.removeprefix("validation_")
     columns = {"trial": "number"}
+    if "remedy" in rows:  # a study of remedies
+        columns |= {"remedy": "remedy", "strength": "strength_label", "seed": "seed"}
     if results.has_means(rows):
         columns[f"mean {metric}"] = "value"
     columns |= {
@@ -51,7 +53,7 @@ def trial_table(results: Results, rows: pd.DataFrame, title: str) -> Table:
         Column(
             heading,
             [_cell(name, value) for value in rows[name]],
-            is_text=name in {"state", "learning_rate_schedule"},
+            is_text=name in {"state", "learning_rate_schedule", "remedy", "strength_label"},
         )
         for heading, name in columns.items()
     ]
@@ -186,6 +188,8 @@ def _json_value(value: object) -> object:
 
 
 def _cell(column: str, value: object) -> str:
+    if column == "remedy":
+        return words(value)
     if column == "state":
         return _STATES.get(str(value), str(value).lower())
     if column == "value" or column.endswith(("_loss", "_accuracy")):

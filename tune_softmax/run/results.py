@@ -13,6 +13,7 @@ import pandas as pd
 from tune_softmax.config import HYPERPARAMETERS
 from tune_softmax.errors import DamagedRunError, ResultsError
 from tune_softmax.metrics import CURVES, State, num_averaged
+from tune_softmax.run.arms import ArmTrials
 from tune_softmax.run.folder import RunFolder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
@@ -70,7 +71,8 @@ class Results:
             `metrics.num_averaged`), `last_` and `best_` validation loss and accuracy,
             `last_` training loss and accuracy, `epochs_trained`, `best_epoch` by the
             experiment's metric, `rung`, `pack`, `attempts`, `seconds` (its share of the packs'
-            wall clock), `error`.
+            wall clock), `error`. Of a study of remedies, after `state` too: `remedy`, `strength`,
+            `strength_label`, `seed`, `train_fraction`; see `run.arms.Arm`.
         epochs: One row a trial and epoch: `trial`, `epoch`, the four curves, `seconds`.
     """
 
@@ -90,7 +92,8 @@ class Results:
         lines.append(f"The best by {metric.replace('_', ' ')}:")
         means = ["value"] if self.has_means(ranked) else []
         values = [*means, *(f"last_{curve}" for curve in CURVES)]
-        columns = ["number", *self.experiment.space.searched, *values]
+        arm = [name for name in ("remedy", "strength_label", "seed") if name in ranked]
+        columns = ["number", *arm, *self.experiment.space.searched, *values]
         shown = ranked[columns].rename(columns={"value": f"mean_{metric}"})
         shown = shown.rename(columns=lambda name: name.removeprefix("last_"))
         return html(lines, shown)
@@ -173,7 +176,44 @@ def load(run: Path | str) -> Results:
             f"{folder.ledger}: table trials holds a number that is too large ({error}); restore "
             "the folder from a copy"
         ) from error
+    if experiment.remedies is not None:
+        trial_frame = _with_arms(trial_frame, trials, epochs, experiment)
     return Results(folder, experiment, trial_frame, epoch_frame)
+
+
+def _with_arms(
+    frame: pd.DataFrame,
+    trials: Sequence[TrialRecord],
+    epochs: Sequence[tuple[int, int, EpochMetrics]],
+    experiment: Experiment,
+) -> pd.DataFrame:
+    """Return a study's trials with what each of them is an example of."""
+    curves: dict[int, list[float]] = {}
+    for number, _, metrics in epochs:
+        curves.setdefault(number, []).append(metrics.validation_loss)
+    planned = ArmTrials(experiment)
+    planned.replay(trials, curves)
+    unknown = [number for number in frame["number"] if number >= len(planned.trials)]
+    if unknown:
+        raise DamagedRunError(
+            f"trial {unknown[0]} is none of the {len(planned.trials):,} that the study's "
+            "experiment and results lead to; restore the folder from a copy"
+        )
+    rows = [
+        (arm.remedy, arm.strength, arm.label, seed, arm.train_fraction)
+        for arm, seed in (planned.trials[number] for number in frame["number"])
+    ]
+    types = {
+        "remedy": "str",
+        "strength": "float64",
+        "strength_label": "str",
+        "seed": "int64",
+        "train_fraction": "float64",
+    }
+    arms = pd.DataFrame(rows, columns=list(types), index=frame.index).astype(types)
+    return pd.concat(
+        [frame[["number", "state"]], arms, frame.drop(columns=["number", "state"])], axis=1
+    )
 
 
 def _epoch_frame(epochs: Sequence[tuple[int, int, EpochMetrics]]) -> pd.DataFrame:

@@ -20,12 +20,13 @@ from tune_softmax.experiment import as_experiment
 from tune_softmax.experiment import experiment as experiments
 from tune_softmax.metrics import State
 from tune_softmax.run import results
+from tune_softmax.run.arms import BASELINE, LESS_DATA, Arm, ArmTrials
 from tune_softmax.run.folder import RunFolder, free_folder
 from tune_softmax.run.ledger import Ledger
 from tune_softmax.run.notebook import html
 from tune_softmax.stats.overfitting import overfitting
 from tune_softmax.stats.verdicts import effects
-from tune_softmax.studies.remedy_plan import BASELINE, LESS_DATA, RemedyPlan
+from tune_softmax.studies.remedy_plan import RemedyPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from tune_softmax.metrics import EpochMetrics, FinalTest
     from tune_softmax.scheduler.progress import Snapshot
     from tune_softmax.stats.overfitting import Overfitting
-    from tune_softmax.studies.remedy_plan import Arm
 
 __all__ = ["KIND", "Remedies", "load", "remedies", "resume"]
 
@@ -67,7 +67,7 @@ class Remedies:
             `strength`, `strength_label`, `seed`, `train_loss`, `validation_loss`, `test_loss`,
             `train_accuracy`, `validation_accuracy`, `test_accuracy`, `gap` (validation minus
             training loss), `choice_loss` (the validation loss that chose among strengths, see
-            `RemedyPlan.choice_losses`), `epochs` trained, `best_epoch` by validation loss,
+            `arms.ArmTrials.choice_losses`), `epochs` trained, `best_epoch` by validation loss,
             `trial` (the number under which the run's dataframes have its curve). With early
             stopping, in combinations too, all are of the best epoch, else of the last. Training
             values are running means over that epoch, of images as they were moved. What diverged
@@ -198,18 +198,19 @@ def load(run: Path | str) -> Remedies | None:
     if len(states) < plan.num_trials or not all(state.is_final for state in states.values()):
         return None
     complete = {n: c for n, c in curves.items() if states[n] is State.COMPLETE}
-    arms = _arms(plan, complete, tests)
+    trials = plan.arm_trials
+    arms = _arms(trials, complete, tests)
     compared = arms[arms["remedy"] != LESS_DATA]
     return Remedies(
         folder=folder,
         experiment=experiment,
         arms=arms,
         effects=effects(
-            compared.assign(validation_loss=compared["choice_loss"]), margin=plan.margin
+            compared.assign(validation_loss=compared["choice_loss"]), margin=trials.margin
         ),
-        overfitting=overfitting(_baseline_epochs(plan, curves)),
-        num_strengths=plan.num_strengths,
-        notes=(*plan.left_out, *_failures(arms)),
+        overfitting=overfitting(_baseline_epochs(trials, curves)),
+        num_strengths=trials.num_strengths,
+        notes=(*trials.left_out, *_failures(arms)),
     )
 
 
@@ -239,7 +240,7 @@ def _run(
 
 
 def _arms(
-    plan: RemedyPlan, curves: Mapping[int, list[EpochMetrics]], tests: Mapping[int, FinalTest]
+    plan: ArmTrials, curves: Mapping[int, list[EpochMetrics]], tests: Mapping[int, FinalTest]
 ) -> pd.DataFrame:
     """Return a row for each arm and seed, the arms in the order of the plan."""
     losses = plan.choice_losses()
@@ -276,7 +277,7 @@ def _row(arm: Arm, seed: int, curve: list[EpochMetrics], test: FinalTest | None)
     return row | measured | {"best_epoch": best + 1, "gap": gap}
 
 
-def _baseline_epochs(plan: RemedyPlan, curves: Mapping[int, list[EpochMetrics]]) -> pd.DataFrame:
+def _baseline_epochs(plan: ArmTrials, curves: Mapping[int, list[EpochMetrics]]) -> pd.DataFrame:
     """Return the baseline's curves; epochs after it diverged are NaN."""
     rows = []
     for number, (arm, seed) in enumerate(plan.trials):

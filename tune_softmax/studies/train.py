@@ -177,6 +177,11 @@ def _train_of_run(  # noqa: PLR0917 - as `train`
 ) -> Trained:
     """Train a trial of a run, and record in the run's ledger that the test set is opened."""
     found = results.load(run)
+    if found.experiment.remedies is not None:
+        raise ResultsError(
+            f"{run}: is a study of remedies, whose trials differ in more than a configuration; "
+            "train takes an experiment or a search"
+        )
     number = found.best().number if trial is None else trial
     wanted = config or found.config(number)
     place = run.resolve() if run.name in {"", ".."} else run
