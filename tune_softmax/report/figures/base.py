@@ -21,6 +21,7 @@ __all__ = [
     "axis_of",
     "describe",
     "new_figure",
+    "new_forest",
     "range_of_the_better",
     "robust_range",
     "spec_of",
@@ -53,6 +54,52 @@ def new_figure(title: str, x_title: str, y_title: str, *, height: int = HEIGHT) 
             "yaxis": {"title": {"text": y_title}},
         }
     )
+
+
+def new_forest(
+    title: str,
+    x_title: str,
+    rows: pd.DataFrame,
+    markers: Mapping[str, Mapping[str, Any]],
+    *,
+    form: str = ".4f",
+    unit: str = "",
+    row_height: int = 30,
+) -> go.Figure:
+    """Return a forest plot: a mark with its interval for each row, the first row at the top.
+
+    Args:
+        title: What it shows.
+        x_title: The horizontal axis, with its unit.
+        rows: `name`, `kind`, `value`, `low`, `high`.
+        markers: Plotly's marker of each kind, in the legend's order.
+        form: How numbers are written where the pointer rests on a mark, a format specification.
+        unit: What follows such a number.
+        row_height: Pixels.
+    """
+    figure = new_figure(title, x_title, "", height=120 + row_height * len(rows))
+    for kind, marker in markers.items():
+        part = rows[rows["kind"] == kind]
+        if part.empty:
+            continue
+        figure.add_scatter(
+            x=part["value"].to_numpy(),
+            y=part["name"].tolist(),
+            mode="markers",
+            name=kind,
+            marker={**marker, "size": 9},
+            error_x={
+                "array": (part["high"] - part["value"]).to_numpy(),
+                "arrayminus": (part["value"] - part["low"]).to_numpy(),
+                "color": marker["color"],
+            },
+            customdata=part[["low", "high"]].to_numpy(),
+            hovertemplate=f"%{{y}}: %{{x:{form}}}{unit} (%{{customdata[0]:{form}}} to "
+            f"%{{customdata[1]:{form}}}{unit})<extra></extra>",
+        )
+    names = rows["name"].tolist()[::-1]  # Plotly counts from below
+    figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
+    return figure
 
 
 def describe(figure: go.Figure, text: str) -> go.Figure:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tune_softmax.report.figures.base import describe, new_figure
+from tune_softmax.report.figures.base import describe, new_figure, new_forest
 from tune_softmax.report.measures import confusion_differences
 from tune_softmax.report.theme import BLUE, COUNTS, DIFFERENCES, GREEN, GREY, PURPLE
 from tune_softmax.stats.intervals import recall_differences
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["confirmed", "confusion_difference", "confusion_matrix", "recall_difference"]
 
-_UNCLEAR = "no difference seen"
+_RECALL_MARKERS = {
+    "more": {"color": GREEN, "symbol": "circle"},
+    "less": {"color": PURPLE, "symbol": "square"},
+    "no difference seen": {"color": GREY, "symbol": "circle-open"},
+}
+_WINNER_MARKERS = {
+    "may be the best": {"color": BLUE, "symbol": "circle"},
+    "worse": {"color": GREY, "symbol": "circle-open"},
+}
 MAX_LABELLED = 20  # with more classes, numbers in the cells could not be read
 
 
@@ -34,37 +42,19 @@ def confirmed(winners: pd.DataFrame) -> go.Figure:
     """
     metric = str(winners["metric"].iloc[0])
     short = metric.removeprefix("test_")
-    figure = new_figure(
+    rows = winners.assign(
+        name=[f"trial {number}" for number in winners["trial"]],
+        kind=np.where(winners["is_winner"], *_WINNER_MARKERS),
+        value=winners[f"mean_{metric}"],
+        low=winners[f"{short}_low"],
+        high=winners[f"{short}_high"],
+    )
+    figure = new_forest(
         f"Confirmed {words(metric)}",
         f"{words(metric)}, mean and 95 % interval over seeds",
-        "",
-        height=120 + 30 * len(winners),
+        rows,
+        _WINNER_MARKERS,
     )
-    rows = winners.iloc[::-1]  # Plotly counts from below
-    names = [f"trial {number}" for number in rows["trial"]]
-    for is_winner, name, marker in (
-        (True, "may be the best", {"color": BLUE, "symbol": "circle"}),
-        (False, "worse", {"color": GREY, "symbol": "circle-open"}),
-    ):
-        chosen = (rows["is_winner"] == is_winner).to_numpy(dtype=bool)
-        if not chosen.any():
-            continue
-        part = rows[chosen]
-        mean = part[f"mean_{metric}"]
-        figure.add_scatter(
-            x=mean.to_numpy(),
-            y=[label for label, yes in zip(names, chosen, strict=True) if yes],
-            mode="markers",
-            name=name,
-            marker={**marker, "size": 9},
-            error_x={
-                "array": (part[f"{short}_high"] - mean).to_numpy(),
-                "arrayminus": (mean - part[f"{short}_low"]).to_numpy(),
-                "color": marker["color"],
-            },
-            hovertemplate="%{y}: %{x:.4f}<extra></extra>",
-        )
-    figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
     parts = [
         f"trial {row['trial']} {row[f'mean_{metric}']:.4f} "
         f"({interval_text(row[f'{short}_low'], row[f'{short}_high'])}), {row['verdict']}"
@@ -81,18 +71,13 @@ def confusion_matrix(confusion: NDArray[np.int64], class_names: Sequence[str]) -
         class_names: The C classes.
     """
     counts = np.asarray(confusion, dtype=np.int64)
-    figure = _matrix("Confusion matrix", class_names)
-    figure.add_heatmap(
+    figure = _matrix(
+        "Confusion matrix",
+        class_names,
         z=np.log1p(counts),
-        x=_plain(class_names),
-        y=_plain(class_names),
         customdata=counts,
         text=np.where(counts > 0, counts.astype(str), ""),
-        texttemplate="%{text}" if len(class_names) <= MAX_LABELLED else None,
         colorscale=COUNTS,
-        showscale=False,
-        xgap=1,
-        ygap=1,
         hovertemplate="true %{y}, predicted %{x}: %{customdata}<extra></extra>",
     )
     wrong = counts - np.diag(np.diag(counts))
@@ -127,20 +112,15 @@ def confusion_difference(
         for row in cells.to_dict("records")
     ]
     limit = float(np.nanmax(np.abs(percent[..., 0]))) or 1.0
-    figure = _matrix("Confusion, best minus baseline", class_names)
-    figure.add_heatmap(
+    figure = _matrix(
+        "Confusion, best minus baseline",
+        class_names,
         z=percent[..., 0],
-        x=_plain(class_names),
-        y=_plain(class_names),
         customdata=percent,
         text=np.array(texts).reshape(shape),
-        texttemplate="%{text}" if len(class_names) <= MAX_LABELLED else None,
         colorscale=DIFFERENCES,
         zmin=-limit,
         zmax=limit,
-        showscale=False,
-        xgap=1,
-        ygap=1,
         hovertemplate="true %{y}, predicted %{x}: %{customdata[0]:+.1f} % of the class "
         "(%{customdata[1]:+.1f} to %{customdata[2]:+.1f})<extra></extra>",
     )
@@ -164,35 +144,21 @@ def recall_difference(
         class_names: The C classes.
     """
     rows = recall_differences(baseline, confusion).assign(name=_plain(class_names))
-    figure = new_figure(
+    percent = 100 * rows[["difference", "low", "high"]]
+    kinds = np.where(rows["low"] > 0, "more", "no difference seen")
+    figure = new_forest(
         "Recall of each class, best minus baseline",
         "difference of recall, in %",
-        "",
-        height=120 + 30 * len(rows),
+        rows.assign(
+            kind=np.where(rows["high"] < 0, "less", kinds),
+            value=percent["difference"],
+            low=percent["low"],
+            high=percent["high"],
+        ),
+        _RECALL_MARKERS,
+        form="+.1f",
+        unit=" %",
     )
-    verdicts = np.where(rows["low"] > 0, "more", np.where(rows["high"] < 0, "less", _UNCLEAR))
-    for verdict, color, symbol in (
-        ("more", GREEN, "circle"),
-        ("less", PURPLE, "square"),
-        (_UNCLEAR, GREY, "circle-open"),
-    ):
-        part = rows[verdicts == verdict]
-        if len(part):
-            figure.add_scatter(
-                x=100 * part["difference"].to_numpy(),
-                y=part["name"].tolist(),
-                mode="markers",
-                name=verdict,
-                marker={"color": color, "symbol": symbol, "size": 9},
-                error_x={
-                    "array": 100 * (part["high"] - part["difference"]).to_numpy(),
-                    "arrayminus": 100 * (part["difference"] - part["low"]).to_numpy(),
-                    "color": color,
-                },
-                hovertemplate="%{y}: %{x:+.1f} %<extra></extra>",
-            )
-    names = rows["name"].tolist()
-    figure.update_yaxes(categoryorder="array", categoryarray=names[::-1], showgrid=False)
     figure.update_xaxes(zeroline=True, zerolinewidth=2)
     found = [
         f"{class_names[row['class']]} {100 * row['difference']:+.1f} %"
@@ -202,11 +168,21 @@ def recall_difference(
     return describe(figure, f"Recall of each class, best minus baseline: {text}.")
 
 
-def _matrix(title: str, class_names: Sequence[str]) -> go.Figure:
+def _matrix(title: str, class_names: Sequence[str], **heatmap: object) -> go.Figure:
     height = 140 + 34 * min(len(class_names), MAX_LABELLED)
     figure = new_figure(title, "predicted class", "true class", height=height)
     figure.update_xaxes(showgrid=False, type="category", tickangle=-45)
     figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
+    names = _plain(class_names)
+    figure.add_heatmap(
+        x=names,
+        y=names,
+        texttemplate="%{text}" if len(names) <= MAX_LABELLED else None,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        **heatmap,
+    )
     return figure
 
 

@@ -12,6 +12,7 @@ from tune_softmax.report.figures.base import (
     axis_of,
     describe,
     new_figure,
+    new_forest,
     robust_range,
 )
 from tune_softmax.report.measures import comparable, completed
@@ -95,35 +96,16 @@ def remedy_effects(effects: pd.DataFrame) -> go.Figure:
         effects: As `verdicts.effects` returns it, one row a remedy.
     """
     metric = str(effects["metric"].iloc[0]).replace("_", " ")
-    figure = new_figure(
+    names = [
+        _remedy_name(row["remedy"], row["strength_label"]) for row in effects.to_dict("records")
+    ]
+    figure = new_forest(
         f"{metric.capitalize()}, remedy minus baseline",
         f"difference of the {metric}",
-        "",
-        height=120 + 38 * len(effects),
+        effects.assign(name=names, kind=effects["verdict"], value=effects["difference"]),
+        _VERDICTS,
+        row_height=38,
     )
-    rows = effects.iloc[::-1]  # Plotly counts from below
-    names = [_remedy_name(row["remedy"], row["strength_label"]) for row in rows.to_dict("records")]
-    for verdict, marker in _VERDICTS.items():
-        chosen = (rows["verdict"] == verdict).to_numpy()
-        if not chosen.any():
-            continue
-        part = rows[chosen]
-        figure.add_scatter(
-            x=part["difference"].to_numpy(),
-            y=[name for name, yes in zip(names, chosen, strict=True) if yes],
-            mode="markers",
-            name=verdict,
-            marker={**marker, "size": 10},
-            error_x={
-                "array": (part["high"] - part["difference"]).to_numpy(),
-                "arrayminus": (part["difference"] - part["low"]).to_numpy(),
-                "color": marker["color"],
-            },
-            customdata=part[["low", "high"]].to_numpy(),
-            hovertemplate="%{y}: %{x:.4f} (%{customdata[0]:.4f} to %{customdata[1]:.4f})"
-            "<extra></extra>",
-        )
-    figure.update_yaxes(categoryorder="array", categoryarray=names, showgrid=False)
     figure.update_xaxes(zeroline=True, zerolinewidth=2)
     parts = [
         f"{words(row['remedy'])} {row['difference']:+.4f} ({row['low']:+.4f} to "
