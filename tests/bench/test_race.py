@@ -15,7 +15,7 @@ from tune_softmax.engine.cpu_group import CpuGroup
 from tune_softmax.engine.pack import Pack
 from tune_softmax.engine.torch_group import LinearGroup
 from tune_softmax.errors import ExperimentError
-from tune_softmax.experiment.experiment import Asha
+from tune_softmax.experiment.sections import Asha
 from tune_softmax.scheduler import dispatcher
 
 SMALL = {"num_images": 64, "num_validation": 32}

@@ -20,7 +20,7 @@ from tune_softmax.cluster import connect as connecting_module
 from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.connect import Node, connect
 from tune_softmax.errors import ClusterError
-from tune_softmax.experiment.experiment import Resources
+from tune_softmax.experiment.sections import Resources
 from tune_softmax.metrics import State
 from tune_softmax.run import results
 
@@ -146,7 +146,7 @@ import json, os, subprocess, sys, time
 import ray
 from ray.tune.execution import class_cache
 from tune_softmax.cluster.connect import connect
-from tune_softmax.experiment.experiment import Resources
+from tune_softmax.experiment.sections import Resources
 from tune_softmax.cluster.fast_start.kept_workers import in_running_workers
 
 class Trainable:

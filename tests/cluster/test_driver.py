@@ -12,7 +12,7 @@ SHORT_TRIALS = """
 import os, sys, time
 from pathlib import Path
 from tune_softmax.cluster.connect import connect
-from tune_softmax.experiment.experiment import Resources
+from tune_softmax.experiment.sections import Resources
 from ray import tune
 from tune_softmax.cluster.driver import KeepPlacement
 from tune_softmax.cluster import fast_start

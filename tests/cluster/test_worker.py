@@ -9,7 +9,7 @@ from tune_softmax.config import Config
 from tune_softmax.data.dataset import load_dataset
 from tune_softmax.engine.arrays import to_arrays
 from tune_softmax.engine.pack import Pack
-from tune_softmax.experiment.experiment import Asha
+from tune_softmax.experiment.sections import Asha
 from tune_softmax.metrics import State
 from tune_softmax.scheduler.agenda import DataView, Task
 from tune_softmax.scheduler.asha import Rungs

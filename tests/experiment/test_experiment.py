@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tune_softmax.config import Config
 from tune_softmax.data.dataset import DATASETS
 from tune_softmax.errors import ExperimentError
-from tune_softmax.experiment.experiment import (
+from tune_softmax.experiment import (
     Asha,
     Choice,
     DatasetName,

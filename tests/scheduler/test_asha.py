@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from tune_softmax.experiment.experiment import Asha
+from tune_softmax.experiment.sections import Asha
 from tune_softmax.scheduler.asha import AshaRule, Rungs
 
 

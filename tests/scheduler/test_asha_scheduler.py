@@ -7,7 +7,7 @@ import run_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tune_softmax.experiment.experiment import Asha
+from tune_softmax.experiment.sections import Asha
 from tune_softmax.metrics import Report, State
 from tune_softmax.scheduler.asha import AshaRule, AshaScheduler, Rungs
 from tune_softmax.scheduler.messages import Decision, PackResult, PackTask

@@ -13,7 +13,7 @@ import ray
 
 from tune_softmax.cluster import fast_start
 from tune_softmax.cluster.connect import connect
-from tune_softmax.experiment.experiment import Resources
+from tune_softmax.experiment.sections import Resources
 
 if TYPE_CHECKING:
     from ray import tune

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tune_softmax.experiment.experiment import Resources
+    from tune_softmax.experiment.sections import Resources
 
 __all__ = ["Cluster", "Connecting", "Node", "connect"]
 

@@ -4,25 +4,29 @@ What other code reads of an experiment is offered here: `tune_softmax.experiment
 """
 
 from tune_softmax.experiment.experiment import (
-    Asha,
-    Choice,
-    DatasetName,
-    DatasetOptions,
-    Domain,
     Experiment,
-    IntRange,
-    LogUniform,
-    ModelOptions,
-    RemedyOptions,
-    Resources,
-    Search,
-    Space,
-    Uniform,
-    Value,
     as_experiment,
     json_schema,
     load,
     parse,
+)
+from tune_softmax.experiment.remedies import RemedyOptions
+from tune_softmax.experiment.sections import (
+    Asha,
+    DatasetName,
+    DatasetOptions,
+    ModelOptions,
+    Resources,
+    Search,
+)
+from tune_softmax.experiment.space import (
+    Choice,
+    Domain,
+    IntRange,
+    LogUniform,
+    Space,
+    Uniform,
+    Value,
 )
 
 __all__ = [

@@ -24,8 +24,6 @@ from tune_softmax.experiment.problems import Frozen, Problems
 from tune_softmax.experiment.remedies import RemedyOptions
 from tune_softmax.experiment.remedies import conflicts as remedy_conflicts
 from tune_softmax.experiment.sections import (
-    Asha,
-    DatasetName,
     DatasetOptions,
     ModelOptions,
     Resources,
@@ -33,37 +31,11 @@ from tune_softmax.experiment.sections import (
 )
 from tune_softmax.experiment.space import (
     READERS,
-    Choice,
-    Domain,
-    IntRange,
-    LogUniform,
     Space,
-    Uniform,
-    Value,
 )
 from tune_softmax.experiment.yaml_reader import Document, KeyPath, printable, shown
 
-__all__ = [
-    "Asha",
-    "Choice",
-    "DatasetName",
-    "DatasetOptions",
-    "Domain",
-    "Experiment",
-    "IntRange",
-    "LogUniform",
-    "ModelOptions",
-    "RemedyOptions",
-    "Resources",
-    "Search",
-    "Space",
-    "Uniform",
-    "Value",
-    "as_experiment",
-    "json_schema",
-    "load",
-    "parse",
-]
+__all__ = ["Experiment", "as_experiment", "json_schema", "load", "parse"]
 
 _NAME = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

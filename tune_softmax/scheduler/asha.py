@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from tune_softmax.engine.plan import TrialState
-    from tune_softmax.experiment.experiment import Asha
+    from tune_softmax.experiment.sections import Asha
     from tune_softmax.metrics import Report
     from tune_softmax.scheduler.messages import PackResult, PackTask
 

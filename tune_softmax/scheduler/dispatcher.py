@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tune_softmax.data.dataset import Dataset, Split
-    from tune_softmax.experiment.experiment import Asha, Experiment
+    from tune_softmax.experiment.experiment import Experiment
+    from tune_softmax.experiment.sections import Asha
     from tune_softmax.run.ledger import Ledger
     from tune_softmax.scheduler.agenda import Agenda, DataView, Task
     from tune_softmax.scheduler.messages import PackResult

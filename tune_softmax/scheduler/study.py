@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tune_softmax.config import Config
-    from tune_softmax.experiment.experiment import Search
+    from tune_softmax.experiment.sections import Search
     from tune_softmax.experiment.space import Domain, Space, Value
     from tune_softmax.run.records import TrialRecord
     from tune_softmax.scheduler.warm_start import Past

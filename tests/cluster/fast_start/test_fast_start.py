@@ -37,7 +37,7 @@ def test_another_value_of_the_switch_is_refused(monkeypatch):
 START = """
 import logging, sys
 from tune_softmax.cluster.connect import connect
-from tune_softmax.experiment.experiment import Resources
+from tune_softmax.experiment.sections import Resources
 if "broken" in sys.argv:
     from tune_softmax.cluster.fast_start import local_node
     local_node.SYSTEM_CONFIG["no_such_option"] = 1
