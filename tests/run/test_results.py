@@ -150,12 +150,12 @@ def test_every_trial_is_there_with_what_came_of_it(make_run):
     expected = {
         "state": ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL", "RUNNING", "WAITING"],
         "num_epochs": [1, 2, 3, 4, 5, 6, 7],
-        "value": [0.375, 0.2, nan, math.inf, nan, 0.75, nan],
+        "value": [0.375, 0.2, nan, nan, nan, 0.75, nan],
         "last_validation_loss": [0.375, 0.2, nan, math.inf, nan, 0.75, nan],
-        "best_validation_loss": [0.25, 0.2, 0.5, math.inf, nan, 0.75, nan],
+        "best_validation_loss": [0.25, 0.2, 0.5, nan, nan, 0.75, nan],
         "last_train_loss": [0.1875, 0.1, nan, math.inf, nan, 0.375, nan],
         "epochs_trained": [3, 1, 2, 1, 0, 1, 0],
-        "best_epoch": [2, 1, 1, 1, na, 1, na],
+        "best_epoch": [2, 1, 1, na, na, 1, na],
         "rung": [3, 1, 2, 1, na, 1, na],
         "attempts": [1] * 7,
         "seconds": [0.75, 0.25, 0.5, 0.25, 0.0, 0.25, 0.0],
@@ -171,6 +171,23 @@ def test_the_best_epoch_follows_the_metric(make_run):
     trials = load(make_run(TRIALS[:2], "validation_accuracy")).trials
     assert trials["best_epoch"].tolist() == [2, 1]
     assert trials["best_validation_accuracy"].tolist() == [1 - 0.025, 1 - 0.02]
+
+
+def test_a_trial_that_diverged_has_no_value_by_accuracy_either(make_run):
+    """Its accuracy is finite: the class of a NaN is 0, which may be most of the images."""
+    path = make_run(TRIALS[:1], "validation_accuracy")
+    with closing(Ledger.open(path / "run.db", writable=True)) as ledger:
+        ledger.hand_out(1, {1: config(1)})
+        first = EpochMetrics(1.0, 0.5, 1.0, 0.5, 0.25)
+        ledger.record(1, [Report(1, 1, first, State.RUNNING)])
+        nowhere = EpochMetrics(math.nan, 0.9, math.nan, 0.9, 0.25)
+        ledger.record(1, [Report(1, 2, nowhere, State.FAIL, error="diverged")])
+    found = load(path)
+    row = found.trials.loc[1]
+    assert math.isnan(row["value"])
+    assert (row["last_validation_accuracy"], row["best_validation_accuracy"]) == (0.9, 0.5)
+    assert row["best_epoch"] == 1
+    assert found.ranked()["number"].tolist() == [0]
 
 
 def test_epochs_are_rows_by_trial_and_epoch(make_run):
@@ -238,9 +255,9 @@ def test_without_a_value_there_is_no_best_trial(make_run, trials):
 def test_ranking_and_counting(make_run):
     """Trials with a value, the best first; counts by state."""
     found = load(make_run(TRIALS))
-    assert found.ranked()["number"].tolist() == [1, 0, 5, 3]
+    assert found.ranked()["number"].tolist() == [1, 0, 5]
     failed = found.trials[found.trials["state"] == "FAIL"]
-    assert found.ranked(failed)["number"].tolist() == [3]
+    assert found.ranked(failed).empty
     assert found.count(State.FAIL) == 3
     assert found.count(State.COMPLETE, State.PRUNED) == 2
 

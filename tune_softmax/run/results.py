@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from tune_softmax.config import HYPERPARAMETERS
@@ -233,11 +234,13 @@ def _trial_frame(
     frame = pd.DataFrame(rows, columns=[*of_trial, *HYPERPARAMETERS])
     by_trial = epochs.groupby("trial")
     measured = by_trial[list(CURVES)].last(skipna=False).add_prefix("last_")
-    measured["best_validation_loss"] = by_trial["validation_loss"].min()
-    measured["best_validation_accuracy"] = by_trial["validation_accuracy"].max()
+    # Of an epoch whose loss is not finite, the accuracy means nothing: it is finite all the same.
+    finite = epochs[np.isfinite(epochs[["train_loss", "validation_loss"]]).all(axis=1)]
+    finite_by_trial = finite.groupby("trial")
+    measured["best_validation_loss"] = finite_by_trial["validation_loss"].min()
+    measured["best_validation_accuracy"] = finite_by_trial["validation_accuracy"].max()
     measured["epochs_trained"] = by_trial.size()
-    metric = epochs.dropna(subset=[experiment.search.metric]).groupby("trial")
-    values = metric[experiment.search.metric]
+    values = finite_by_trial[experiment.search.metric]
     rows_of_best = values.idxmin() if experiment.search.mode == "min" else values.idxmax()
     measured["best_epoch"] = epochs["epoch"].loc[rows_of_best].set_axis(rows_of_best.index)
     measured["seconds"] = by_trial["seconds"].sum()
@@ -266,9 +269,9 @@ def _values(trials: pd.DataFrame, epochs: pd.DataFrame, metric: str) -> pd.Serie
     before = (trained - widths).set_axis(trials["number"])
     kept = epochs[epochs["epoch"] > epochs["trial"].map(before)]
     means = kept.groupby("trial")[metric].mean()
-    last = trials[f"last_{metric}"]
-    # A mean leaves NaN out; where the last epoch has none, there is no value.
-    return trials["number"].map(means).where(last.notna())
+    losses = trials["last_train_loss"] + trials["last_validation_loss"]
+    is_finite = pd.Series(np.isfinite(losses), index=trials.index)
+    return trials["number"].map(means).where(is_finite)
 
 
 def _plain(value: object) -> object:
