@@ -78,7 +78,7 @@ def test_each_verdict_has_its_sentence():
         (-0.1, "All combined is worse than weight decay (L2), the best single remedy."),
         (
             -0.2,
-            "All combined against weight decay (L2), the best single remedy: no difference seen.",
+            "All combined against weight decay (L2), the best single remedy: not settled.",
         ),
     ],
 )

@@ -127,4 +127,4 @@ def test_it_shows_what_the_textbook_says(tmp_path, fashion_mnist_dir):
     cure = remedies.load(tmp_path / "runs" / "cure")
     assert cure.overfitting.is_overfitting
     verdicts = cure.effects.set_index("remedy")["verdict"]
-    assert verdicts["weight_decay"] == verdicts["early_stopping"] == "helps"
+    assert verdicts["weight_decay"] == verdicts["early_stopping"] == "better"

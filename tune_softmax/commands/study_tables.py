@@ -120,7 +120,7 @@ def _combined_against_single(effects: pd.DataFrame) -> list[str]:
         return [f"All combined is better than {name}, the best single remedy."]
     if single["high"] < combined["low"]:
         return [f"All combined is worse than {name}, the best single remedy."]
-    return [f"All combined against {name}, the best single remedy: no difference seen."]
+    return [f"All combined against {name}, the best single remedy: not settled."]
 
 
 def confirmation_table(found: Confirmation) -> Table:
