@@ -259,20 +259,31 @@ def test_early_stopping_that_cures_enters():
     truth = 0.5 + 0.1 * np.abs(np.arange(30) - 10) / 19
     flat = truth + rng.normal(scale=0.005, size=(10, 30))
     for number, (arm, seed) in enumerate(made.arm_trials.trials):
-        curve = flat[seed] if not arm.config.weight_decay else truth + 0.2
+        curve = flat[seed] if not arm.config.weight_decay else truth - 0.2
         stop = stop_of(curve, arm.patience) if arm.patience else 30
         made.tell(number, State.COMPLETE, curve[:stop].tolist())
-    (combined,) = {arm for arm in made.arm_trials.arms if arm.remedy == COMBINED}
-    assert combined.patience in {5, 10, 20}
-    assert combined.config.weight_decay == 0
+    combined = [arm for arm in made.arm_trials.arms if arm.remedy == COMBINED]
+    assert len(combined) == 4
+    assert {arm.patience for arm in combined} <= {5, 10, 20}
 
 
 def test_the_margin_of_the_experiment_decides_what_enters():
     """Remedies that are better by less are left out of the combination."""
-    made = plan(EXPERIMENT + "  margin: 0.3\n")
+    made = plan(EXPERIMENT + "  margin: 0.15\n")
     run(made)
     (first, *_) = (arm for arm in made.arm_trials.arms if arm.remedy == COMBINED)
-    assert (first.train_fraction, first.config.weight_decay, first.patience) == (1.0, 0, 0)
+    assert (first.train_fraction, first.config.weight_decay) == (1.0, 1e-2)
+    assert (first.patience, first.config.hidden_units) == (0, 8)
+
+
+def test_one_remedy_is_no_combination():
+    """It has been trained, and more strengths of it alone would be more tuning."""
+    made = plan(EXPERIMENT + "  margin: 0.3\n")
+    run(made)
+    assert all(arm.remedy != COMBINED for arm in made.arm_trials.arms)
+    assert made.num_trials == len(made.arm_trials.trials)
+    (note,) = made.arm_trials.left_out
+    assert note.startswith("combined: more_data alone is shown to lower the validation loss")
 
 
 def test_a_strength_that_diverged_at_a_seed_is_not_chosen():

@@ -144,6 +144,12 @@ class ArmTrials:
                 "margin, so that there is nothing to combine"
             )
             return
+        if len(helpful) == 1:
+            self.left_out.append(
+                f"combined: {helpful['remedy'].iloc[0]} alone is shown to lower the validation "
+                "loss, so that there is nothing to combine it with"
+            )
+            return
         by_key = {(arm.remedy, arm.strength): arm for arm in self.arms}
         keys = zip(helpful["remedy"], helpful["strength"], strict=True)
         combined = _combinations([by_key[key] for key in keys], self.arms[0], self.num_strengths)

@@ -68,7 +68,8 @@ class Overfitting:
         if self.num_seeds < _FEWEST_SEEDS:
             return "No verdict: one seed must choose an epoch, and two or more measure there."
         gap = (
-            f"After epoch {self.last_epoch} it is {self.gap:.4f} nats above the training loss."
+            f"After epoch {self.last_epoch} it is {abs(self.gap):.4f} nats "
+            f"{'above' if self.gap >= 0 else 'below'} the training loss."
             if math.isfinite(self.gap)
             else "The training loss is not finite."
         )
