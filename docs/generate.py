@@ -296,6 +296,7 @@ _MEANINGS: dict[str, tuple[str, str]] = {
     "seed": ("number", "The seed of this training."),
     "remedy": ("word", "`baseline`, a remedy, `less_data`, or `combined`."),
     "strength": ("of the remedy", "The remedy's setting as a number."),
+    "train_fraction": ("fraction", "Of the images left for training, how many it trains on."),
     "strength_label": ("text", "The remedy's setting in words."),
     "gap": ("nats", "Validation loss minus training loss."),
     "epochs": ("epochs", "How many were trained."),
@@ -344,14 +345,8 @@ _MEANINGS: dict[str, tuple[str, str]] = {
 
 def _frames() -> dict[str, tuple[str, pd.DataFrame]]:
     """Return each public dataframe with a sentence on its rows; all of them may be empty."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = RunFolder(Path(place) / "run")
-        folder.create()
-        asked = experiments.load(DOCS.parent / "experiments" / "quickstart.yaml")
-        folder.experiment.write_text(asked.to_yaml(), encoding="utf-8")
-        with closing(Ledger.create(folder.ledger, {"dataset_checksum": "none"})):
-            pass
-        run = results.load(folder.path)
+    run, study = _empty_run("quickstart"), _empty_run("overfitting_quickstart")
+    of_study = [name for name in study.trials if name not in run.trials]
     seeds = range(3)
     arms = pd.DataFrame(
         [
@@ -379,6 +374,10 @@ def _frames() -> dict[str, tuple[str, pd.DataFrame]]:
     studied = pd.DataFrame(columns=list(remedies._COLUMNS)).astype(remedies._COLUMNS)  # noqa: SLF001
     return {
         "load(RUN).trials": ("One row a trial, failed and stopped ones too.", run.trials),
+        "load(STUDY).trials": (
+            "The trials of a study of remedies have these columns too, after `state`.",
+            study.trials[of_study],
+        ),
         "load(RUN).epochs": ("One row a trial and epoch.", run.epochs),
         "train(EXPERIMENT).curves": ("One row an epoch.", curves),
         "confirm(RUN).replicates": ("One row a trial and seed.", replicates),
@@ -398,6 +397,18 @@ def _frames() -> dict[str, tuple[str, pd.DataFrame]]:
             ),
         ),
     }
+
+
+def _empty_run(name: str) -> results.Results:
+    """Return what a run of a shipped experiment holds before its first trial."""
+    asked = experiments.load(DOCS.parent / "experiments" / f"{name}.yaml")
+    with tempfile.TemporaryDirectory() as place:
+        folder = RunFolder(Path(place) / "run")
+        folder.create()
+        folder.experiment.write_text(asked.to_yaml(), encoding="utf-8")
+        with closing(Ledger.create(folder.ledger, {"dataset_checksum": "none"})):
+            pass
+        return results.load(folder.path)
 
 
 def _dataframes_page() -> str:
