@@ -21,7 +21,8 @@ NOWHERE = "http://127.0.0.1:9"  # nobody listens there
 FACTS = """
 import json
 fall = interval.mean
-print(json.dumps({"name": name, "losses": dict(last["validation_loss"]), "fall": fall}))
+facts = {"name": name, "losses": dict(last["validation_loss"]), "fall": fall}
+print(json.dumps(facts | {"falls": bool(interval.high < 0)}))
 """
 
 
@@ -44,7 +45,14 @@ def executed(folder, **environment):
     said = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     trouble = "".join(output["text"] for output in said if output.get("name") == "stderr")
     assert [line for line in trouble.splitlines() if not line.startswith("downloading ")] == []
-    return json.loads(said[-1]["text"])
+    return json.loads(said[-1]["text"]) | {"prose": prose_of(notebook)}
+
+
+def prose_of(notebook):
+    """Return the sentences that cells have made from what they computed, in order."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [output["data"] for output in outputs if "data" in output]
+    return [data["text/markdown"] for data in shown if "text/markdown" in data]
 
 
 # --- As it is saved -----------------------------------------------------------------------------
@@ -93,6 +101,40 @@ def test_it_shows_the_real_images():
     assert 0.43 <= float(loss) <= 0.47
 
 
+def test_no_text_claims_a_measured_number():
+    """Prose that is written holds what was asked; what was measured is printed by a cell."""
+    for cell in read().cells:
+        if cell.cell_type == "markdown":
+            assert re.findall(r"\d\.\d{3,}", cell.source) == []
+
+
+def test_what_it_says_is_what_it_shows():
+    """The saved sentences have the numbers of the saved tables beside them."""
+    html = "".join(output.data.get("text/html", "") for output in outputs() if "data" in output)
+    prose = prose_of(read())
+    assert len(prose) >= 7
+    loss = float(re.findall(r"After epoch 10: training loss (0\.\d+)", html)[0])
+    assert f"The training loss ends at {loss:.3f}." in prose[0]
+    accuracies = re.findall(r"test images: loss 0\.\d+, accuracy (0\.\d+)", html)
+    (compared,) = (text for text in prose if "on the test images from" in text)
+    assert f"from {float(accuracies[0]):.3f} to " in compared
+
+
+def check_prose(facts, folder):
+    """Compare the sentences of a run with what its folders hold."""
+    best = results.load(folder / "runs" / "grid").best()
+    (chosen,) = (text for text in facts["prose"] if "The best trial of the grid" in text)
+    assert f"batch size {best.config.batch_size} and " in chosen
+    assert f"learning rate {best.config.learning_rate:g}:" in chosen
+    assert f"over {best.span} is {best.value:.4f}" in chosen
+    first = pd.read_csv(folder / "runs" / "textbook-train" / "curves.csv")
+    second = pd.read_csv(folder / "runs" / "grid-train" / "curves.csv")
+    ends = [curves["validation_loss"].iloc[-1] for curves in (first, second)]
+    (compared,) = (text for text in facts["prose"] if "on the test images from" in text)
+    assert f"the validation loss goes from {ends[0]:.3f} to {ends[1]:.3f}," in compared
+    assert ("accuracy falls" in facts["prose"][-1]) == facts["falls"]
+
+
 # --- As it runs ---------------------------------------------------------------------------------
 
 
@@ -108,6 +150,7 @@ def test_it_runs_without_data_and_network(tmp_path):
     assert facts["name"] == "digits"
     assert len(results.load(tmp_path / "runs" / "grid").trials) == 20
     assert remedies.load(tmp_path / "runs" / "cure") is not None
+    check_prose(facts, tmp_path)
 
 
 @pytest.mark.slow
@@ -128,3 +171,4 @@ def test_it_shows_what_the_textbook_says(tmp_path, fashion_mnist_dir):
     assert cure.overfitting.is_overfitting
     verdicts = cure.effects.set_index("remedy")["verdict"]
     assert verdicts["weight_decay"] == verdicts["early_stopping"] == "better"
+    check_prose(facts, tmp_path)
