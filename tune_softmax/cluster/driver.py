@@ -301,7 +301,6 @@ class _Watch(tune.Callback):
 
     @_past_ray
     def on_trial_error(self, trial: Trial, **_info: object) -> None:
-        """Record why a pack lost its worker."""
         self._reported.pop(trial, None)
         error = trial.get_pickled_error()
         if trial.trial_id in self._killed:

@@ -91,7 +91,6 @@ def _check(which: int, what: str, needed: int) -> None:
 
 
 def _num_threads() -> int:
-    """Return how many threads this user has now."""
     count, user = 0, os.getuid()
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -134,7 +134,6 @@ def token_required() -> Iterator[None]:
 
 
 def _has_token() -> bool:
-    """Return whether the user has a token of their own."""
     if any(os.environ.get(name) for name in TOKEN_VARIABLES):
         return True
     try:

@@ -208,12 +208,10 @@ def scaling(
 
 
 def _tell(line: str) -> None:
-    """Print what is being measured now."""
     warn(line)
 
 
 def _show(table: str, json_file: Path | None, content: str) -> None:
-    """Print the table, and write the figures to a file where one is named."""
     say(table)
     if json_file is not None:
         try:

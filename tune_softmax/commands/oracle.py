@@ -83,7 +83,6 @@ def oracle(
 
 
 def _regret_in_words(regret: float) -> str:
-    """Say how far a search's best loss is from the optimum's."""
     if regret >= 0:
         return f"Regret: the best loss of the search is {regret:.4f} nats above that."
     return (

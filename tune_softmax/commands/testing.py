@@ -204,7 +204,6 @@ def _show_remedies(found: Remedies) -> None:
 
 
 def _show_confirmation(found: Confirmation) -> None:
-    """Print the test results of the confirmed trials."""
     from tune_softmax.commands import study_tables
 
     console().print(study_tables.confirmation_table(found), "")

@@ -500,7 +500,6 @@ def _check_fraction(key: str, value: float, *, closed: bool) -> None:
 
 
 def _num_validation(validation: float, num_images: int, where: str) -> int:
-    """Return the number of validation images that `validation` asks for."""
     if isinstance(validation, Integral) and not isinstance(validation, bool):
         size = int(validation)
     else:

@@ -135,7 +135,6 @@ class CpuGroup:
 def _means(
     loss: NDArray[np.float64], num_correct: NDArray[np.int64], num_images: int
 ) -> list[tuple[float, float]]:
-    """Return (loss, accuracy) for each trial."""
     return list(
         zip((loss / num_images).tolist(), (num_correct / num_images).tolist(), strict=True)
     )

@@ -145,6 +145,5 @@ def launch_options(num_columns: int) -> dict[str, int | bool]:
 
 
 def _means(losses: Tensor, num_correct: Tensor, num_images: int) -> list[tuple[float, float]]:
-    """Return (loss, accuracy) for each trial."""
     by_trial = torch.stack([losses, num_correct.to(torch.float64)], 1) / num_images
     return [(loss, accuracy) for loss, accuracy in by_trial.tolist()]

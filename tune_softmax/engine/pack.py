@@ -188,7 +188,6 @@ class Pack:
         return [(_array(weights), _array(velocity)) for weights, velocity in trials[number].layers]
 
     def _trials(self) -> list[Trial]:
-        """Copy every trial out of its group."""
         return [
             replace(trial, layers=group.layers(p))
             for group in self._groups

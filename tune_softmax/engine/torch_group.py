@@ -303,7 +303,6 @@ def _layers(trials: Sequence[Trial], data: TensorData, layer: int, part: int) ->
 
 
 def _tensor(table: NDArray[Any], like: Tensor) -> Tensor:
-    """Return a table on the device of another tensor."""
     return torch.from_numpy(table.copy()).to(like.device)
 
 

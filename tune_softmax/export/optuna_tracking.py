@@ -50,8 +50,6 @@ def tracking(
 
 
 class _Tracker:
-    """What the background thread does."""
-
     def __init__(self, folder: RunFolder, interval_s: float) -> None:
         self.ending = threading.Event()
         self._folder = folder
@@ -62,7 +60,6 @@ class _Tracker:
         self._is_complete = False
 
     def run(self) -> None:
-        """Write what is new until the end, then once more."""
         wait_s = 0.0
         has_study = False
         while not self.ending.wait(wait_s):
@@ -75,7 +72,6 @@ class _Tracker:
         self._is_complete = self._write()
 
     def summary(self) -> str:
-        """Return a line that says where the study is, or what failed."""
         if self._is_complete:
             url = url_of(self._path)
             opens = command(url, program="optuna-dashboard")

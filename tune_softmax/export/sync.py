@@ -64,8 +64,6 @@ def syncing(
 
 
 class _Syncer:
-    """What the background thread does, and what is known of its copies."""
-
     def __init__(self, folder: RunFolder, store: Store, interval_s: float) -> None:
         self._folder = folder
         self._store = store
@@ -106,7 +104,6 @@ class _Syncer:
         self._is_complete = True
 
     def summary(self) -> str:
-        """Return a line that says what is in the store."""
         place, run = self._store.url, self._folder.path
         if self._is_complete and self._newest is not None:
             size = f"{self._newest.size_bytes / 1e6:.1f} MB"
@@ -134,7 +131,6 @@ class _Syncer:
         return states
 
     def _copy(self) -> bool:
-        """Make one copy; return whether it was made."""
         try:
             self._newest = copies.put(self._folder, self._store)
         except (TuneSoftmaxError, OSError, sqlite3.Error) as error:

@@ -169,8 +169,6 @@ def oracle(
 
 
 class _Finder:
-    """Finds points, from the cache or by Newton's method, and keeps what it finds."""
-
     def __init__(
         self, dataset: Dataset, total: int, on_progress: Callable[[Progress], None]
     ) -> None:
@@ -184,7 +182,6 @@ class _Finder:
         self._solve: Callable[..., Optimum] | None = None
 
     def find(self, weight_decay: float) -> PathPoint:
-        """Return the optimum for a penalty."""
         self._number += 1
         point = self.known.get(weight_decay)
         is_known = point is not None

@@ -138,7 +138,6 @@ def _png_given(text: str) -> bytes:
 
 
 def _png_of(rows: Any) -> bytes:  # noqa: ANN401 - any JSON
-    """Return rows of grey values as a PNG file."""
     values = np.array(rows)
     if values.ndim != 2 or values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:  # noqa: PLR2004 - (H, W) bytes
         raise ValueError(f"an image must hold rows of bytes, got shape {values.shape}")

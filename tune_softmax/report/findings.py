@@ -232,5 +232,4 @@ def _with_interval(row: pd.Series[Any]) -> str:
 
 
 def _capitalized(text: str) -> str:
-    """Return a text as the beginning of a sentence."""
     return text[:1].upper() + text[1:]

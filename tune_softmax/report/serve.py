@@ -123,7 +123,6 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
         """Answers with the page or its version, to this machine's own browsers."""
 
         def do_GET(self) -> None:
-            """Answer one request."""
             _, port = self.connection.getsockname()
             if self.headers.get("Host") not in {f"{name}:{port}" for name in NAMES}:
                 # A page elsewhere whose name was made to lead here may not read the report.

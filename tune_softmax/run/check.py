@@ -114,7 +114,6 @@ def _numbers(trials: list[TrialRecord], curves: Mapping[int, _Curve]) -> Iterato
 
 
 def _trial(trial: TrialRecord, curve: _Curve, *, is_search: bool) -> Iterator[str]:
-    """Say which rules a trial breaks by itself."""
     last = max(curve, default=0)
     if min(trial.number, trial.pack, trial.attempts - 1) < 0:
         yield f"must have a pack >= 0 and attempts >= 1, got {trial.pack} and {trial.attempts}"

@@ -275,5 +275,4 @@ def _values(trials: pd.DataFrame, epochs: pd.DataFrame, metric: str) -> pd.Serie
 
 
 def _plain(value: object) -> object:
-    """Return a numpy scalar as Python's own number."""
     return value.item() if hasattr(value, "item") else value

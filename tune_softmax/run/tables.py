@@ -212,7 +212,6 @@ def _whole(table: sa.Table) -> sa.Select[Any]:
 
 @cache
 def _update(table: sa.Table) -> sa.Update:
-    """Return the statement that puts a row in the place of the one with its key."""
     new: dict[str, Any] = {column.name: sa.bindparam(f"new_{column.name}") for column in table.c}
     return table.update().where(*(key == new[key.name] for key in table.primary_key)).values(new)
 

@@ -327,7 +327,6 @@ def _chunks(tasks: dict[int, Task], size: int) -> list[dict[int, Task]]:
 
 
 def _spans(numbers: Iterable[int]) -> str:
-    """Return numbers as ranges: 0-31, 40."""
     ordered = sorted(numbers)
     starts = [n for i, n in enumerate(ordered) if i == 0 or ordered[i - 1] != n - 1]
     ends = [n for i, n in enumerate(ordered) if i + 1 == len(ordered) or ordered[i + 1] != n + 1]

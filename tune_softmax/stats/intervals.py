@@ -271,7 +271,6 @@ def _wilson(share: _Array, num: _Array, tail: float) -> tuple[_Array, _Array]:
 
 
 def _class_sizes(a: _Array, b: _Array) -> _Array:
-    """Return how many images each class has, in both of two confusion matrices."""
     if a.shape != b.shape or a.shape != 2 * a.shape[:1] or not a.size:
         raise ResultsError(
             f"confusion matrices: both must be square and of one size, not {a.shape} and "

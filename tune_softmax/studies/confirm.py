@@ -310,7 +310,6 @@ def _stale(found: Results, plan: _Plan) -> str:
 
 
 def _best_complete(found: Results, top: int) -> list[int]:
-    """Return the numbers of the best complete trials, the best first."""
     complete = found.trials[found.trials["state"] == State.COMPLETE]
     return [int(number) for number in found.ranked(complete)["number"].head(top)]
 
@@ -325,7 +324,6 @@ def _recorded(found: Results) -> _Plan | None:
 
 
 def _wanted(found: Results, before: _Plan | None, top: int | None, num_seeds: int | None) -> _Plan:
-    """Return which trials and seeds to confirm, those confirmed before among them."""
     place = found.folder.path
     if found.experiment.remedies is not None:
         raise ResultsError(

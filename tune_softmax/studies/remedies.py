@@ -255,7 +255,6 @@ def _arms(
 
 
 def _row(arm: Arm, seed: int, curve: list[EpochMetrics], test: FinalTest | None) -> dict[str, Any]:
-    """Return one trial's measurements, NaN where it failed."""
     row: dict[str, Any] = {
         "remedy": arm.remedy,
         "strength": arm.strength,

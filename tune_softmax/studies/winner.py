@@ -91,7 +91,6 @@ def save(found: Results, trial: int, *, seed: int, data_dir: Path | str | None) 
 def _evaluation(
     models: dict[int, nn.Sequential], test: Split, tensors: TensorData, names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return what `best/evaluation.json` holds."""
     images = to_images(test, tensors.device)
     measured = {number: evaluate(model, images, tensors) for number, model in models.items()}
     content: dict[str, Any] = {
