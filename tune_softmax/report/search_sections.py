@@ -17,7 +17,6 @@ from tune_softmax.report.parts import (
     Facts,
     Paragraph,
     Part,
-    Section,
     Table,
 )
 from tune_softmax.stats.wording import count, words
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["curves", "gap", "hyperparameters", "path", "progress", "rungs"]
 
 
-def curves(search: Results, best: Best) -> Section:
+def curves(search: Results, best: Best) -> list[Part]:
     """Return the learning curves of the best trial and of a baseline."""
     trials = search.trials.set_index("number")
     names = {best.number: "the best"}
@@ -65,10 +64,10 @@ def curves(search: Results, best: Best) -> Section:
         )
         drawings.append(Drawing(figure, caption if number == best.number else ""))
     parts.append(Drawings(drawings))
-    return Section("curves", "Learning curves", parts)
+    return parts
 
 
-def gap(search: Results, best: Best) -> Section:
+def gap(search: Results, best: Best) -> list[Part]:
     """Return the generalization gap of all trials."""
     trials = search.trials
     caption = (
@@ -78,25 +77,22 @@ def gap(search: Results, best: Best) -> Section:
     )
     decay = figures.generalization_gap(trials, "weight_decay", winner=best.number)
     length = figures.generalization_gap(trials, "epochs_trained", winner=best.number)
-    return Section(
-        "gap", "Generalization gap", [Drawings([Drawing(decay, caption), Drawing(length)])]
-    )
+    return [Drawings([Drawing(decay, caption), Drawing(length)])]
 
 
-def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
+def path(inputs: Inputs, search: Results, best: Best | None) -> list[Part]:
     """Return the regularization path with the trials on it, or how to compute it."""
-    heading = "Regularization path"
     try:
         inputs.experiment.check_convex()
     except ExperimentError as error:
-        return Section("path", heading, [Paragraph(f"This experiment has none: {error}.")])
+        return [Paragraph(f"This experiment has none: {error}.")]
     if inputs.path is None:
         asked = inputs.command("oracle", inputs.folder / "experiment.yaml")
         text = (
             "Softmax regression with weight decay alone is convex, so its optimum can be computed "
             "for every weight decay. To compute it and compare the search with it:"
         )
-        return Section("path", heading, [Command(text, asked)])
+        return [Command(text, asked)]
     path = inputs.path
     optimum = path.sort_values("validation_loss").iloc[0]
     winner = None if best is None else best.number
@@ -105,17 +101,7 @@ def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
         "augmentation and hidden layer. A trial can lie below the curve, because training that "
         "ends before the optimum can generalize better."
     )
-    parts: list[Part] = [
-        Drawings(
-            [
-                Drawing(
-                    figures.regularization_path(path, search.trials, winner=winner),
-                    caption,
-                    wide=True,
-                )
-            ]
-        )
-    ]
+    figure = figures.regularization_path(path, search.trials, winner=winner)
     rows = [
         ("lowest loss on the path", f"{optimum['validation_loss']:.4f}"),
         ("at weight decay", f"{optimum['weight_decay']:.3g}"),
@@ -129,8 +115,7 @@ def path(inputs: Inputs, search: Results, best: Best | None) -> Section:
         (f"all {len(path)} losses certain to", _bound(path["validation_loss_bound"])),
         ("their objectives certain to", _bound(path["suboptimality_bound"])),
     ]
-    parts.append(Facts(rows))
-    return Section("path", heading, parts)
+    return [Drawings([Drawing(figure, caption, wide=True)]), Facts(rows)]
 
 
 def _bound(values: float | pd.Series[float]) -> str:
@@ -139,14 +124,11 @@ def _bound(values: float | pd.Series[float]) -> str:
     return f"{greatest:.1g} nats" if math.isfinite(greatest) else "unknown"
 
 
-def rungs(search: Results) -> Section:
+def rungs(search: Results) -> list[Part]:
     """Return what ASHA stopped, and what that saved."""
-    heading = "Early stopping"
     asha = search.experiment.search.asha
     if asha is None:
-        return Section(
-            "rungs", heading, [Paragraph("The experiment asks for no early stopping of trials.")]
-        )
+        return [Paragraph("The experiment asks for no early stopping of trials.")]
     table = measures.rungs(search.trials)
     rows = [
         (
@@ -171,24 +153,19 @@ def rungs(search: Results) -> Section:
     if asha.brackets > 1:
         text += " With several brackets a trial counts at every rung that it reaches."
     header = ("rung", "entered", "stopped", "ended", "went on", "epochs saved", "seconds saved")
-    return Section(
-        "rungs",
-        heading,
-        [
-            Paragraph(text),
-            Drawings([Drawing(figures.rung_counts(table), wide=True)]),
-            Table("Trials at each rung", header, rows),
-        ],
-    )
+    return [
+        Paragraph(text),
+        Drawings([Drawing(figures.rung_counts(table), wide=True)]),
+        Table("Trials at each rung", header, rows),
+    ]
 
 
-def progress(inputs: Inputs, search: Results) -> Section:
+def progress(inputs: Inputs, search: Results) -> list[Part]:
     """Return the best value and the regret over the search."""
     asked = search.experiment.search
     history = measures.history(search.trials, asked.mode)
-    heading = "Progress"
     if history["best"].dropna().empty:
-        return Section("progress", heading, [Paragraph("No trial is complete yet.")])
+        return [Paragraph("No trial is complete yet.")]
     path = inputs.path if asked.metric == "validation_loss" else None
     optimum = None if path is None else float(path["validation_loss"].min())
     goal = float(history["best"].iloc[-1]) if optimum is None else optimum
@@ -203,18 +180,17 @@ def progress(inputs: Inputs, search: Results) -> Section:
         Drawing(figures.regret(history, goal, asked.mode, name=name)),
         Drawing(figures.regret(history, goal, asked.mode, "seconds", name=name)),
     ]
-    return Section("progress", heading, [Drawings(drawings)])
+    return [Drawings(drawings)]
 
 
-def hyperparameters(search: Results) -> Section:
+def hyperparameters(search: Results) -> list[Part]:
     """Return Optuna's figures of the hyperparameters."""
-    heading = "Hyperparameters"
     metric = search.experiment.search.metric
     complete = measures.completed(search.trials, f"last_{metric}")
     searched = [n for n in search.experiment.space.searched if len(complete[n].unique()) > 1]
     if len(complete) < 2 or not searched:  # noqa: PLR2004 - one trial has nothing to compare
         text = "There are too few complete trials with different hyperparameters to compare."
-        return Section("hyperparameters", heading, [Paragraph(text)])
+        return [Paragraph(text)]
     study = figures.study(search.trials, search.epochs, search.experiment)
     name = words(metric)
     importance = figures.importance(study, name)
@@ -236,15 +212,11 @@ def hyperparameters(search: Results) -> Section:
         *(Drawing(figures.slices(study, one, name)) for one in searched),
         *(Drawing(figures.contour(study, *pair, name)) for pair in pairs),
     ]
-    return Section(
-        "hyperparameters",
-        heading,
-        [
-            Paragraph(
-                "These figures are drawn by Optuna from complete trials; a trial that ASHA "
-                "stopped had fewer epochs than its configuration asks for. The contours show the "
-                "most important hyperparameters and are interpolated between the trials."
-            ),
-            Drawings(drawings),
-        ],
-    )
+    return [
+        Paragraph(
+            "These figures are drawn by Optuna from complete trials; a trial that ASHA "
+            "stopped had fewer epochs than its configuration asks for. The contours show the "
+            "most important hyperparameters and are interpolated between the trials."
+        ),
+        Drawings(drawings),
+    ]

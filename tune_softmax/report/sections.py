@@ -34,34 +34,35 @@ __all__ = ["sections"]
 
 def sections(inputs: Inputs) -> list[Section]:
     """Return the sections of a report, in order."""
-    made = [Section("summary", "Summary", [Listing(findings.sentences(inputs))])]
     search = inputs.search
     best = findings.best_of(search) if search is not None else None
+    made: list[tuple[str, str, list[Part]]] = [
+        ("summary", "Summary", [Listing(findings.sentences(inputs))])
+    ]
     if search is not None:
-        made.append(_best(inputs, search, best))
-        made += (
-            []
-            if best is None
-            else [search_sections.curves(search, best), search_sections.gap(search, best)]
-        )
-        made.append(search_sections.path(inputs, search, best))
+        made.append(("best", "Best configuration", _best(inputs, search, best)))
+        if best is not None:
+            made.append(("curves", "Learning curves", search_sections.curves(search, best)))
+            made.append(("gap", "Generalization gap", search_sections.gap(search, best)))
+        made.append(("path", "Regularization path", search_sections.path(inputs, search, best)))
     if inputs.remedies is not None:
-        made.append(test_sections.remedies(inputs))
+        made.append(("remedies", "Remedies", test_sections.remedies(inputs)))
     if search is not None:
-        made.append(search_sections.rungs(search))
-        made.append(search_sections.progress(inputs, search))
-        made.append(search_sections.hyperparameters(search))
-        made.append(test_sections.confusion(inputs))
-        made.append(Section("trials", "All trials", [TrialTable(_readable(search.trials))]))
-    made.append(_reproduction(inputs))
-    return made
+        drawn = search_sections.hyperparameters(search)
+        made += [
+            ("rungs", "Early stopping", search_sections.rungs(search)),
+            ("progress", "Progress", search_sections.progress(inputs, search)),
+            ("hyperparameters", "Hyperparameters", drawn),
+            ("confusion", "Confusion matrix", test_sections.confusion(inputs)),
+            ("trials", "All trials", [TrialTable(_readable(search.trials))]),
+        ]
+    made.append(("reproduction", "Reproduce", _reproduction(inputs)))
+    return [Section(*section) for section in made]
 
 
-def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
-    parts: list[Part] = []
+def _best(inputs: Inputs, search: Results, best: Best | None) -> list[Part]:
     if best is None:
-        parts.append(Paragraph("No trial has a result yet."))
-        return Section("best", "Best configuration", parts)
+        return [Paragraph("No trial has a result yet.")]
     row = search.trials.set_index("number").loc[best.number]
     rows = [("trial", f"{best.number} ({str(row['state']).lower()})")]
     rows += [
@@ -78,19 +79,13 @@ def _best(inputs: Inputs, search: Results, best: Best | None) -> Section:
     if best.num_averaged > 1:
         name = words(best.metric)
         rows.append((f"mean {name}, {best.span}", f"{best.value:.4f}"))
-    parts.append(Facts(rows))
     if inputs.confirmation is not None and len(inputs.confirmation.winners):
-        parts += test_sections.confirmed(inputs.confirmation)
-    else:
-        parts.append(
-            Command(
-                inputs.stale
-                or "Its test accuracy is not known yet. To train the best trials again over "
-                "several seeds and test them:",
-                inputs.command("confirm"),
-            )
-        )
-    return Section("best", "Best configuration", parts)
+        return [Facts(rows), *test_sections.confirmed(inputs.confirmation)]
+    text = inputs.stale or (
+        "Its test accuracy is not known yet. To train the best trials again over several seeds "
+        "and test them:"
+    )
+    return [Facts(rows), Command(text, inputs.command("confirm"))]
 
 
 def _readable(trials: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +96,7 @@ def _readable(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(error=error)
 
 
-def _reproduction(inputs: Inputs) -> Section:
+def _reproduction(inputs: Inputs) -> list[Part]:
     parts: list[Part] = []
     environment = dict(inputs.environment)
     made_by, packages = environment.pop("command", None), environment.pop("packages", None)
@@ -119,7 +114,7 @@ def _reproduction(inputs: Inputs) -> Section:
             )
         parts.append(_opened(inputs))
     parts.append(Source("experiment.yaml, every default written out", inputs.experiment.to_yaml()))
-    return Section("reproduction", "Reproduce", parts)
+    return parts
 
 
 def _opened(inputs: Inputs) -> Part:

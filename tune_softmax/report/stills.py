@@ -10,13 +10,12 @@ from tune_softmax.metrics import State
 from tune_softmax.report.figures.base import robust_range
 from tune_softmax.report.measures import comparable, completed, gaps
 from tune_softmax.report.theme import BLUE, GREEN, GREY, PURPLE, VERMILION
-from tune_softmax.studies.pictures import draw_curves, save
+from tune_softmax.studies.pictures import draw_curves, finish, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
-    from matplotlib.axes import Axes
 
 __all__ = ["draw_effects", "save_effects", "save_gap", "save_learning_curves", "save_path"]
 
@@ -57,7 +56,8 @@ def save_gap(path: Path, trials: pd.DataFrame, winner: int) -> None:
             axes.plot(across, up, mark, color=color, label=name, ms=SIZES[mark])
         if trials[column].gt(0).all() and trials[column].max() > 30 * trials[column].min():
             axes.set_xscale("log")
-        _finish(axes, "", column.replace("_", " "), "")
+        axes.set_xlabel(column.replace("_", " "))
+        finish(axes)
     panels[0].set_ylabel("validation minus training loss")
     save(figure, path)
 
@@ -81,8 +81,8 @@ def save_path(path: Path, points: pd.DataFrame, trials: pd.DataFrame) -> None:
         shown["weight_decay"], shown["last_validation_loss"], ".", color=GREY, label="trials"
     )
     top = max(points["validation_loss"].max(), shown["last_validation_loss"].quantile(0.8))
-    axes.set(xscale="log", ylim=(None, 1.02 * top))
-    _finish(axes, "", "weight decay", LOSS)
+    axes.set(xscale="log", ylim=(None, 1.02 * top), xlabel="weight decay", ylabel=LOSS)
+    finish(axes)
     save(figure, path)
 
 
@@ -106,19 +106,11 @@ def draw_effects(effects: pd.DataFrame) -> Figure:
         for row in effects.iloc[::-1].to_dict("records")
     ]
     axes.set_yticks(range(len(names)), names)
-    _finish(axes, "", "test loss, remedy minus baseline, in nats", "", legend=False)
+    axes.set_xlabel("test loss, remedy minus baseline, in nats")
+    finish(axes, legend=False)
     return figure
 
 
 def save_effects(path: Path, effects: pd.DataFrame) -> None:
     """Write `draw_effects` as a PNG file."""
     save(draw_effects(effects), path)
-
-
-def _finish(axes: Axes, title: str, x: str, y: str, *, legend: bool = True) -> None:
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.title.set_fontsize(10)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        axes.legend(frameon=False, fontsize=8)

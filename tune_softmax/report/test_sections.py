@@ -13,7 +13,6 @@ from tune_softmax.report.parts import (
     Images,
     Paragraph,
     Part,
-    Section,
     Table,
 )
 from tune_softmax.stats.winners import winner_sentence
@@ -56,7 +55,7 @@ def confirmed(confirmation: Confirmation) -> Iterator[Part]:
     yield Paragraph(winner_sentence(winners))
 
 
-def remedies(inputs: Inputs) -> Section:
+def remedies(inputs: Inputs) -> list[Part]:
     """Return what each remedy does, and at which strengths."""
     assert inputs.remedies is not None, "the caller has checked"
     arms, effects = inputs.remedies.arms, inputs.remedies.effects
@@ -85,16 +84,15 @@ def remedies(inputs: Inputs) -> Section:
     ]
     header = ("", "strength", "difference", "interval", "p", "verdict")
     table = Table("Remedy minus baseline", header, rows)
-    return Section("remedies", "Remedies", [Drawings([forest]), table, Drawings(curves)])
+    return [Drawings([forest]), table, Drawings(curves)]
 
 
-def confusion(inputs: Inputs) -> Section:
+def confusion(inputs: Inputs) -> list[Part]:
     """Return the winner's confusion matrix, or how to get it."""
-    heading = "Confusion matrix"
     found = inputs.evaluation
     if found is None:
         text = inputs.stale or "No winner has been evaluated on the test images yet. To do that:"
-        return Section("confusion", heading, [Command(text, inputs.command("confirm"))])
+        return [Command(text, inputs.command("confirm"))]
     parts: list[Part] = [
         Paragraph(
             f"On the {int(found.confusion.sum()):,} test images the winner has loss "
@@ -104,7 +102,7 @@ def confusion(inputs: Inputs) -> Section:
     ]
     if found.wrong:
         parts.append(Images(found.wrong))
-    return Section("confusion", heading, parts)
+    return parts
 
 
 def _matrices(found: WinnerEvaluation) -> Iterator[Drawing]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-__all__ = ["draw_confusion", "draw_curves", "draw_weights", "save"]
+__all__ = ["draw_confusion", "draw_curves", "draw_weights", "finish", "save"]
 
 _DPI = 144
 
@@ -80,10 +80,16 @@ def _draw_panel(axes: Axes, curves: pd.DataFrame, quantity: str) -> None:
         curves["epoch"], values["train"], values["validation"], color="grey", alpha=0.25
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(axes)
+
+
+def finish(axes: Axes, *, legend: bool = True) -> None:
+    """Give axes that are drawn the looks that all have: a faint grid, an open frame."""
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def draw_weights(weights: NDArray[np.float32], names: Sequence[str]) -> Figure:
