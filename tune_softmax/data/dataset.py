@@ -270,11 +270,7 @@ def load_test(
 ) -> Split:
     """Return the test set of a dataset, which is the same for every split of the rest.
 
-    Args:
-        name: As for `load_dataset`, and so are the other arguments.
-        path: The folder of the IDX files, for `idx` only.
-        data_dir: Folder of the public datasets.
-        progress: Whether to show a download on stderr.
+    The arguments are those of `load_dataset`.
 
     Raises:
         DataError: As for `load_dataset`; or the test images have another shape or other classes
