@@ -92,7 +92,12 @@ app.add_typer(bench, name="bench")
 
 EXIT_TIMEOUT_S = 5.0
 GC_THRESHOLD = 100_000  # objects, of the youngest generation
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # wherever it is that a disk ends
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+}  # wherever it is that a disk ends
 
 
 def main() -> None:

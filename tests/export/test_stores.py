@@ -146,6 +146,37 @@ def test_a_wrong_address_is_refused(url, expected):
 
 
 @pytest.mark.parametrize(
+    "path",
+    ["a//b", "/a", "./a", "a/../b", "..", "a\nb", "a\x1b[2J", "\udcff", "x" * 513],
+    ids=ascii,
+)
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_path_that_a_store_does_not_take_is_refused(scheme, path):
+    """By us, in one message, and not by the library's own exceptions."""
+    with pytest.raises(StorageError, match=f"{scheme}://bucket/.*: the path must be of printable"):
+        Store.at(f"{scheme}://bucket/{path}")
+
+
+@pytest.mark.parametrize("name", ["a b", "a%b", "a%2Fb", "é", "a?b#c", "-dash", "x" * 200])
+def test_a_folder_of_any_name_keeps_what_is_put_there(tmp_path, name):
+    """Its address leads to it, whichever characters it has."""
+    store = Store("file", str(tmp_path / name))
+    store.put("copy/file", [b"x"])
+    again = Store.at(store.url)
+    assert again == store
+    assert again.read("copy/file", 10) == b"x"
+    assert again.folders() == ["copy"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("url", ["file:///tmp/%ff", "file:///tmp/\udcff"])
+def test_a_folder_whose_name_is_not_utf8_is_refused(url):
+    """The library that reads and writes there takes none."""
+    with pytest.raises(StorageError, match="the path must be UTF-8"):
+        Store.at(url)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "s3://AKIAKEY:CANARY@bucket/x",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Store", "is_address"]
 
 CHUNK_BYTES = 1 << 20
+MAX_PREFIX_BYTES = 512  # S3's keys have at most 1,024 bytes, and a copy's files have long names
 SCHEMES = "file, gs, s3"
 
 # Three tries of a request each may wait so long for a connection, and for a silent server.
@@ -106,12 +107,19 @@ class Store:
         bucket, _, prefix = rest.partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise StorageError(f"{scheme}://...: no bucket has that name; write {scheme}://BUCKET")
-        return cls(scheme, f"{bucket}/{prefix}".strip("/"))
+        prefix = prefix.rstrip("/")
+        if prefix and ({"", ".", ".."} & set(prefix.split("/")) or not _is_key(prefix)):
+            raise StorageError(
+                f"{scheme}://{bucket}/...: the path must be of printable UTF-8, at most "
+                f"{MAX_PREFIX_BYTES} bytes long, without //, /./ and /../"
+            )
+        return cls(scheme, f"{bucket}/{prefix}".rstrip("/"))
 
     @property
     def url(self) -> str:
-        """The address, as messages show it."""
-        return f"{self.scheme}://{self.root}"
+        """The address, as messages show it and `at` reads it."""
+        root = self.root.replace("%", "%25") if self.scheme == "file" else self.root
+        return f"{self.scheme}://{root}"
 
     @property
     def local_path(self) -> Path | None:
@@ -231,10 +239,22 @@ class Store:
             raise StorageError(f"{self.url}: {_explained(error)}") from error
 
 
+def _is_key(prefix: str) -> bool:
+    """Say whether a store takes a path, with the names of files below it."""
+    try:
+        return prefix.isprintable() and len(prefix.encode("utf-8")) <= MAX_PREFIX_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
 def _local_path(rest: str) -> str:
-    path = unquote(rest)
+    path = unquote(rest, errors="surrogateescape")
     if not path.startswith("/") or "\0" in path:
         raise StorageError(f"file://{rest}: write file:// and an absolute path: file:///PATH")
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise StorageError(f"file://{rest}: the path must be UTF-8; name another") from error
     return os.path.normpath(path)
 
 
