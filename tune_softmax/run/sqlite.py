@@ -96,13 +96,13 @@ class SqliteFile:
                     f"{self._path}: is missing, though {path.name} is there; restore the folder "
                     "from a copy"
                 )
+        if not self._path.is_file():
+            raise ResultsError(no_run_message(self._path.parent))
         if _names_super_journal(self._beside("-journal")):
             raise DamagedRunError(
                 f"{self._beside('-journal')}: names another file, which SQLite would delete; "
                 "restore the folder from a copy"
             )
-        if not self._path.is_file():
-            raise ResultsError(no_run_message(self._path.parent))
 
     def _make_engine(self, mode: str, *, writable: bool) -> sa.Engine:
         path = self._path
