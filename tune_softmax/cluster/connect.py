@@ -18,6 +18,7 @@ import warnings
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_softmax.cluster import fast_start, limits, sandbox
@@ -277,7 +278,7 @@ def _init(folder: Path, **more: Any) -> None:  # noqa: ANN401 - options of `ray.
     if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray below 2.59 leaves the cluster open
         ray.shutdown()
         raise ClusterError(
-            f"Ray {ray.__version__} was imported before the search and leaves a local cluster "
+            f"Ray {version('ray')} was imported before the search and leaves a local cluster "
             "open to everybody: set RAY_AUTH_MODE=token before Ray is imported, or use Ray 2.59 "
             "or later"
         )
