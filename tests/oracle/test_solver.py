@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from tune_softmax.data.dataset import load_dataset
 from tune_softmax.engine.tensors import Images, TensorData, to_tensors
-from tune_softmax.oracle import preconditioner
-from tune_softmax.oracle import solver as optimum
-from tune_softmax.oracle.solver import Problem, Solver, certify, evaluate
+from tune_softmax.oracle import preconditioner, solver
+from tune_softmax.oracle.certificate import certify
+from tune_softmax.oracle.objective import Problem, evaluate
+from tune_softmax.oracle.solver import Solver
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_random_problems_are_solved(seed, num_classes, width):
 
 def test_a_penalty_too_small_to_certify_says_so(monkeypatch):
     """Separable images and next to no penalty: an end, and infinity for what is not known."""
-    monkeypatch.setattr(optimum, "MAX_STEPS", 3)
+    monkeypatch.setattr(solver, "MAX_STEPS", 3)
     data = made(5, counts=[2, 2, 2], width=6)
     found = Solver(Problem(data)).solve(1e-12)
     assert found.num_iterations <= 3
@@ -221,3 +222,29 @@ def test_every_form_of_the_preconditioner_leads_there(digits, form, monkeypatch)
     assert found.objective == pytest.approx(
         Solver(Problem(digits)).solve(1e-3).objective, abs=1e-9
     )
+
+
+@pytest.mark.parametrize("weight_decay", [1e-12, 1e-30, 1e-300])
+@pytest.mark.parametrize("form", ["blocks", "diagonal"])
+def test_a_penalty_too_small_to_factor_ends(weight_decay, form, monkeypatch):
+    """Separable images saturate the probabilities; the bounds are unknown and losses finite."""
+    if form == "diagonal":
+        monkeypatch.setattr(preconditioner, "MAX_UNKNOWNS", 8)
+    monkeypatch.setattr(solver, "MAX_STEPS", 12)
+    monkeypatch.setattr(solver, "MAX_PRODUCTS", 60)
+    found = Solver(Problem(made(0, num_rows=40, width=60))).solve(weight_decay)
+    assert math.isfinite(found.objective)
+    assert math.isfinite(found.validation_loss)
+    assert found.train_loss < 0.1
+    assert found.weights.isfinite().all()
+    assert not math.isnan(found.certificate.validation_loss)
+
+
+@pytest.mark.parametrize("weight_decay", [1e30, 1e300])
+def test_the_largest_penalties_leave_the_classes_frequencies(weight_decay):
+    """Weights are zero, also where the penalty is beyond float32."""
+    data = made(0)
+    found = Solver(Problem(data)).solve(weight_decay)
+    frequencies = torch.bincount(data.train.labels).double() / len(data.train.labels)
+    entropy = -(frequencies * frequencies.log()).sum().item()
+    assert found.train_loss == pytest.approx(entropy, abs=1e-6)

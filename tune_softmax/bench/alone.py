@@ -1,4 +1,4 @@
-"""Run a measurement from a command line of its own, where the rest of us is not installed."""
+"""Run a measurement from its own command line, without the command line's dependencies."""
 
 from __future__ import annotations
 

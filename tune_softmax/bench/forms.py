@@ -1,4 +1,4 @@
-"""The forms of what a bench has measured: an aligned table, and how values spread."""
+"""Format measurements as text: an aligned table, a median with its range, a curve."""
 
 from __future__ import annotations
 

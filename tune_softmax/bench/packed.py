@@ -1,7 +1,7 @@
 """Measure what packing gains: seconds per trial-epoch, beside those of the bare matrix products.
 
-It needs torch alone. Of what the images show, speed depends on the zeros alone, so that random
-ones of Fashion-MNIST's shape with as many zeros do, and nothing is downloaded.
+Speed depends on the images' shape and on how many pixels are zero. So random images with
+Fashion-MNIST's shape and zeros serve, and nothing is downloaded. It needs only torch.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Row:
 
     Attributes:
         workload: What was measured.
-        pack_size: Trials trained together; 0 is one at a time by `training.py`.
+        pack_size: Trials trained together; 0 is one at a time by `reference.py`.
         seconds: Seconds per trial-epoch, one value a repeat: one pass over the training set and
             the evaluation on the validation set.
         floor: Seconds per trial-epoch of the matrix products alone at the same shapes, measured

@@ -49,7 +49,7 @@ def from_layers(layers: Sequence[NDArray[Any]]) -> nn.Sequential:
     """Build the same module around trained weights.
 
     Args:
-        layers: What `packed.Pack.weights` gives: (in + 1, out) each, the last row the bias.
+        layers: What `pack.Pack.weights` returns: (in + 1, out) each, the last row the bias.
     """
     tensors = [torch.from_numpy(layer) for layer in layers]
     return _sequential([(layer[:-1].T, layer[-1]) for layer in tensors])

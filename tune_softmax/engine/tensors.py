@@ -76,7 +76,7 @@ class TensorData(TrainingData[Images]):
 
     @cached_property
     def arrays(self) -> ArrayData:
-        """The same memory as arrays, for our own kernels; on the CPU alone."""
+        """The same memory as arrays for the compiled kernels; only on the CPU."""
         train, validation = (
             ArrayImages(split.pixels.numpy(), split.labels.numpy())
             for split in (self.train, self.validation)

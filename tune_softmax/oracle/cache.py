@@ -1,4 +1,4 @@
-"""What is known of regularization paths: one file for each dataset and split, in the user's cache.
+"""The points of regularization paths in the user's cache: one file for each dataset and split.
 
 A file holds every point that was ever computed for its images, so that paths share points, and a
 report finds them by the checksum that its run recorded. It needs neither torch nor the dataset.
@@ -65,7 +65,7 @@ class PathPoint:
 
 
 class ForeignFileError(Exception):
-    """A file in the cache is not one of ours, or no longer whole; the message says why."""
+    """A file in the cache has another format or is damaged; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class PathFile:
 
     Attributes:
         dataset: The dataset's name, of which the scale of its pixels follows.
-        checksum: Of the training and validation images, as `data.Dataset` has it.
+        checksum: Of the training and validation images, as `data.dataset.Dataset.checksum`.
     """
 
     dataset: str

@@ -1,7 +1,7 @@
-"""The optimum that a search is held against: a path of penalties, certified and kept.
+"""The regularization path that a search is compared with: certified optima for many penalties.
 
-Softmax regression with an L2 penalty is convex, so that for every penalty the optimum is known.
-How it is found is `optimum.py`'s, where it is kept `oracle_cache.py`'s.
+Softmax regression with an L2 penalty is convex, so the optimum for a penalty can be computed.
+`solver.py` finds it, `cache.py` keeps it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUM_PENALTIES = 12
 LOWEST, HIGHEST = 1e-6, 1e-1
 # Points between the best of the path and its neighbours, each at a parabola's vertex.
 NUM_REFINEMENTS = 2
-# How near to a known point, in log lambda, another tells nothing new: losses differ by 1e-5.
+# The least distance of a new point from known ones, in log lambda; below it losses differ by 1e-5.
 NEAR = 0.05
 
 
@@ -169,6 +169,8 @@ def oracle(
 
 
 class _Finder:
+    """Gets points from the cache, or by Newton's method, which it adds to the cache."""
+
     def __init__(
         self, dataset: Dataset, total: int, on_progress: Callable[[Progress], None]
     ) -> None:
@@ -198,9 +200,10 @@ class _Finder:
     def _compute(self, weight_decay: float) -> PathPoint:
         if self._solve is None:
             self.file.check_writable()
-            # What is known needs no torch.
+            # Points from the cache need no torch.
             from tune_softmax.engine.tensors import to_tensors
-            from tune_softmax.oracle.solver import Problem, Solver
+            from tune_softmax.oracle.objective import Problem
+            from tune_softmax.oracle.solver import Solver
 
             self._solve = Solver(Problem(to_tensors(self._dataset))).solve
         found = self._solve(

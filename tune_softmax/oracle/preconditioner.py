@@ -1,7 +1,7 @@
 """The Hessian of penalized softmax regression, approximated and factored: a preconditioner.
 
 A cheap form serves most penalties; where conjugate gradients take long, a costlier one is built.
-Neither touches the optimum, only the way to it. It needs torch alone.
+Neither changes the optimum, only how fast it is found.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Preconditioner"]
 
-# Images that the approximation is made from.
+# Images that the approximation is estimated from.
 NUM_ROWS = 12_288
-# Unknowns of one factored block at most: 268 MB, and 0.2 TFLOP to factor.
+# The most unknowns of a factored block: 268 MB, and 0.2 TFLOP to factor.
 MAX_UNKNOWNS = 8_192
-# Products per direction from which it pays to renew the cheap form, which costs as much as 40.
+# Products per direction above which the cheap form is rebuilt, which costs as much as 40 products.
 STALE = 15
-# Products per direction from which a costlier form pays, or renewing that.
+# Products per direction above which the costlier form is built or rebuilt.
 MANY_PRODUCTS = 40
+# The largest multiple of the identity that is added to a scaled block to factor it.
+MAX_RIDGE = 1e6
 
 
 class Preconditioner:
-    """Solves with an approximate Hessian, and renews the approximation where it is poor.
+    """Applies the inverse of an approximate Hessian, which it rebuilds when it is poor.
 
     In an orthonormal basis q_1 .. q_K of the class vectors that sum to zero, K = C - 1, block
     (k, l) of the Hessian is sum_i cov(q_k, q_l under p_i) x_i x_i^T / N, plus the penalty where
@@ -60,7 +62,7 @@ class Preconditioner:
         return self._contrasts @ solution.double().view(-1, gradient.shape[1])
 
     def start(self, probabilities: Tensor, penalties: Tensor) -> None:
-        """Prepare for another penalty: keep what there is, or build the cheap form.
+        """Prepare for another penalty: keep the approximation, or build the cheap form.
 
         Args:
             probabilities: Of each image's classes, float32, (N, C).
@@ -78,7 +80,7 @@ class Preconditioner:
             penalties: Of the Hessian's diagonal.
             num_products: With the Hessian, for the last direction.
         """
-        if self._is_new and self._is_joint:  # the best there is; poor only once it is old
+        if self._is_new and self._is_joint:  # the best form; it becomes poor only with age
             self._patience = max(self._patience, 2 * num_products)
             self._is_new = False
         is_stale = not (self._is_new or self._is_joint)
@@ -102,7 +104,9 @@ class Preconditioner:
         if width > MAX_UNKNOWNS:
             squares = inputs.square()
             diagonal = torch.stack([covariance(k, k) @ squares for k in range(num_contrasts)])
-            self._scales = (diagonal + penalties.float()).rsqrt()
+            scales = (diagonal + penalties.float()).rsqrt()
+            usable = (scales.isfinite() & (scales > 0)).all()
+            self._scales = scales if usable else torch.ones_like(scales)
             self._factors = torch.empty(0)
             return
         if self._is_joint:
@@ -118,19 +122,25 @@ class Preconditioner:
         self._factor(blocks, penalties.float().repeat(num_contrasts).view(len(blocks), -1))
 
     def _factor(self, blocks: Tensor, penalties: Tensor) -> None:
-        """Scale to a unit diagonal, which float32 bears, and factor."""
+        """Scale to a unit diagonal, which suits float32, and factor.
+
+        Probabilities of exactly 0 and 1 can leave a diagonal of 0, or below 0 by rounding. Then
+        there is no factor, and directions are found without a preconditioner.
+        """
         diagonals = blocks.diagonal(dim1=1, dim2=2)
         diagonals += penalties
         self._scales = diagonals.rsqrt()
         blocks *= self._scales[:, :, None]
         blocks *= self._scales[:, None, :]
         ridge = 1e-6
-        while True:
+        while blocks.isfinite().all() and ridge < MAX_RIDGE:
             diagonals.fill_(1 + ridge)
             self._factors, failures = torch.linalg.cholesky_ex(blocks)
             if not failures.any():
                 return
-            ridge *= 10  # a unit diagonal and a ridge as large as the matrix's size suffice
+            ridge *= 10  # with a unit diagonal, a ridge of the matrix's size suffices
+        self._scales.fill_(1)
+        self._factors = torch.empty(0)
 
 
 def _contrasts(probabilities: Tensor) -> Tensor:
@@ -146,7 +156,7 @@ def _contrasts(probabilities: Tensor) -> Tensor:
 
 
 def _sample(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw images, and return which and the weights that make their sum an estimate of the mean.
+    """Draw images and weights so that their weighted sum estimates the mean over all images.
 
     Returns:
         Indices, (rows,), about `NUM_ROWS` or all there are; weights, float32, (rows,).

@@ -1,8 +1,6 @@
-"""The optimum of softmax regression with an L2 penalty, and a proof of how near a point is to it.
+"""Find the optimum of softmax regression with an L2 penalty by Newton's method.
 
-The objective is P(W, b) = L(W, b) + lambda/2 ||W||^2 with the mean cross-entropy L; the bias is
-not penalized. Inside, pixels are centred, which changes the bias of the optimum and nothing else.
-It needs torch alone.
+`objective.py` evaluates a point, `certificate.py` bounds how far it is from the optimum.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
+from tune_softmax.oracle.certificate import certify
+from tune_softmax.oracle.objective import evaluate
 from tune_softmax.oracle.preconditioner import Preconditioner
 
 if TYPE_CHECKING:
@@ -22,117 +22,22 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tune_softmax.engine.tensors import Images, TensorData
+    from tune_softmax.oracle.certificate import Certificate
+    from tune_softmax.oracle.objective import Point, Problem
 
-__all__ = ["Certificate", "Optimum", "Point", "Problem", "Solver", "certify", "evaluate"]
+__all__ = ["Optimum", "Solver"]
 
-# Newton steps per penalty at most; it takes about ten.
+# The most Newton steps for a penalty; it takes about ten.
 MAX_STEPS = 60
-# Steps to the best bias for given weights at most; it takes about five.
-MAX_BIAS_STEPS = 100
-# Products with the Hessian per Newton step at most.
+# The most products with the Hessian in a Newton step.
 MAX_PRODUCTS = 500
-# How far a direction reduces the gradient, in the preconditioner's norm. More costs more at once
-# and saves no product in all: with a fixed Hessian the reduction per product is what it is.
+# How far a direction reduces the gradient, in the preconditioner's norm. A smaller value costs
+# more products in each step and saves none in all.
 FORCING = 0.1
-# Known optima that the next one's start is extrapolated from.
+# Known optima from which the next one's start is extrapolated.
 ORDER = 3
 # Relative rounding of an objective that is summed over many images.
 ROUNDING = 1e-13
-
-
-class Problem:
-    """Training and validation images as the solver sees them.
-
-    Args:
-        data: The images, on the CPU.
-
-    Attributes:
-        inputs: Training pixels minus their means, and a last column of ones, float64, (N, D + 1).
-        inputs32: The same in float32, for products with the Hessian.
-        labels: int64, (N,).
-        frequencies: Of the classes among the training images, float64, (C,).
-        validation_inputs: Validation pixels minus the same means, and ones, float64, (M, D + 1).
-        validation_labels: int64, (M,).
-        means: Of the training pixels in [0, 1], float64, (D,).
-        radius: R, the greatest length of a centred training image.
-        rms: r, the root of the mean squared length of the centred training images.
-        validation_rms: The same of the validation images.
-    """
-
-    def __init__(self, data: TensorData) -> None:
-        pixels = _unit_interval(data.train, data.pixel_max)
-        self.means = pixels.mean(0)
-        self.inputs = _centred(pixels, self.means)
-        self.inputs32 = self.inputs.float()
-        self.labels = data.train.labels
-        counts = torch.bincount(self.labels, minlength=data.num_classes)
-        self.frequencies = counts.double() / len(self.labels)
-        pixels = _unit_interval(data.validation, data.pixel_max)
-        self.validation_inputs = _centred(pixels, self.means)
-        self.validation_labels = data.validation.labels
-        squares = self.inputs[:, :-1].square().sum(1)
-        self.radius = math.sqrt(squares.max().item())
-        self.rms = math.sqrt(squares.mean().item())
-        validation_squares = self.validation_inputs[:, :-1].square().sum(1)
-        self.validation_rms = math.sqrt(validation_squares.mean().item())
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.frequencies)
-
-    def penalties(self, weight_decay: float) -> Tensor:
-        """Return what the penalty adds to the Hessian's diagonal, (D + 1,): 0 for the bias."""
-        values = torch.full((self.inputs.shape[1],), weight_decay, dtype=torch.float64)
-        values[-1] = 0
-        return values
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Point:
-    """Weights, the bias that is best for them, and what the objective is there.
-
-    Attributes:
-        parameters: W and, as the last column, the bias for centred pixels, float64, (C, D + 1);
-            every column sums to zero.
-        train_loss: L, in nats.
-        objective: P.
-        gradient: Of P, the last column that of the bias, float64, (C, D + 1).
-        probabilities: Of the training images' classes, float32, (N, C).
-        bias_curvature: mu, the least eigenvalue of the mean covariance of the class indicators,
-            among directions that sum to zero.
-    """
-
-    parameters: Tensor
-    train_loss: float
-    objective: float
-    gradient: Tensor
-    probabilities: Tensor
-    bias_curvature: float
-
-    @property
-    def gradient_norm(self) -> float:
-        """Euclidean norm of the gradient."""
-        return float(self.gradient.norm())
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """How far a point can be from the optimum at most, see `certify`; infinity where unknown.
-
-    Attributes:
-        suboptimality: Of the objective, in nats.
-        distance: Of the weights, Euclidean.
-        validation_loss: Of the validation loss, in nats, to either side.
-    """
-
-    suboptimality: float
-    distance: float
-    validation_loss: float
-
-
-NOTHING_KNOWN = Certificate(math.inf, math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -266,7 +171,10 @@ class Solver:
             change = (inputs @ search.float().T).mul_(p)  # of the logits, weighted, (N, C)
             change.addcmul_(p, change.sum(1, keepdim=True), value=-1)
             curved = (change.T @ inputs).double() / len(inputs) + penalties * search
-            length = product / (search * curved).sum().item()
+            curvature = (search * curved).sum().item()
+            if not curvature > 0:  # by rounding, where probabilities are 0 or 1
+                break
+            length = product / curvature
             direction += length * search
             residual -= length * curved
             preconditioned = self._precondition(residual)
@@ -275,140 +183,6 @@ class Solver:
                 break
             search = preconditioned + product / previous * search
         return direction, num_products
-
-
-def evaluate(problem: Problem, parameters: Tensor, weight_decay: float) -> Point:
-    """Evaluate the objective at weights and the bias that is best for them.
-
-    Args:
-        problem: What to fit.
-        parameters: Float64, (C, D + 1), columns that sum to zero; the last is where the search
-            for the bias begins.
-        weight_decay: lambda.
-    """
-    logits = problem.inputs @ parameters.T
-    shift, probabilities, curvature = _fit_bias(logits, problem.frequencies)
-    parameters = parameters.clone()
-    parameters[:, -1] += shift
-    train_loss = cross_entropy(logits + shift, problem.labels).item()
-    weights = parameters[:, :-1]
-    rounded = probabilities.float()
-    probabilities[torch.arange(len(logits)), problem.labels] -= 1
-    gradient = probabilities.T @ problem.inputs / len(logits)
-    gradient[:, :-1] += weight_decay * weights
-    return Point(
-        parameters=parameters,
-        train_loss=train_loss,
-        objective=train_loss + weight_decay / 2 * weights.square().sum().item(),
-        gradient=gradient,
-        probabilities=rounded,
-        bias_curvature=curvature,
-    )
-
-
-def certify(problem: Problem, point: Point, weight_decay: float) -> Certificate:
-    """Bound how far a point is from the optimum.
-
-    Let D = (V, a) be the way to the optimum, with columns that sum to zero as the optimum's do,
-    H the Hessian at the point and |D| = sqrt(D.H.D) = s. Write m for the mean over the images.
-
-    1. |V| <= s / sqrt(lambda) = v s, because H has lambda |V|^2 in it.
-    2. |a| <= s sqrt((1 + r^2 / (2 lambda)) / mu) = c s: the loss's part of D.H.D is the mean
-       variance, under p_i, of V x_i + a. Its root is a seminorm, so that by the triangle
-       inequality sqrt(mu) |a| <= sqrt(m var(a)) <= sqrt(loss's part) + sqrt(m var(V x_i)), and
-       var(z) <= |z|^2 / 2 (Popoviciu). Cauchy-Schwarz over both parts of D.H.D gives c.
-    3. Between the point and the optimum the Hessian is at least e^(-k s t) H at fraction t, with
-       k = sqrt(2) (R v + c): the third derivative of log-sum-exp is E[(u - Eu)(h - Eh)^2], at
-       most range(u) times its second, and range(V x + a) <= sqrt(2) (R |V| + |a|). Softmax
-       regression is generalized self-concordant: Bach 2010, Self-concordant analysis for
-       logistic regression, section 2.
-    4. g.D >= -n s with n = |g_W| v + |g_b| c, from 1 and 2, g the gradient at the point.
-    5. The gradient vanishes at the optimum: 0 = g.D + integral of D.H(t).D over t >= -n s +
-       s (1 - e^(-k s)) / k, hence s <= -log(1 - k n) / k where k n < 1.
-    6. P* = P + g.D + integral of (1 - t) D.H(t).D >= P - n s + s^2 e^(-k s) / 2, and by 5
-       e^(-k s) >= 1 - k n, hence P - P* <= n^2 / (2 (1 - k n)). For n small that is the bound
-       of lambda-strong convexity, Boyd and Vandenberghe 2004, equation 9.9, and equals the
-       duality gap at the point.
-    7. The validation loss has its gradient h, and by Popoviciu a Hessian of at most half of the
-       mean of |V x + a|^2. It changes by at most |h_W| v s + |h_b| c s + (r' v s + c s)^2 / 4,
-       with r' of the validation images.
-
-    What is not in it is float64's rounding of the gradient, about 1e-15.
-
-    Args:
-        problem: What is fitted.
-        point: Where; its bias is the best for its weights.
-        weight_decay: lambda.
-    """
-    if point.bias_curvature <= 0:  # by rounding, where all probabilities are 0 or 1
-        return NOTHING_KNOWN
-    v = 1 / math.sqrt(weight_decay)
-    c = math.sqrt((1 + problem.rms**2 / (2 * weight_decay)) / point.bias_curvature)
-    k = math.sqrt(2) * (problem.radius * v + c)
-    g_w, g_b = _norms(point.gradient)
-    n = g_w * v + g_b * c
-    if k * n >= 1:
-        return NOTHING_KNOWN
-    s = -math.log1p(-k * n) / k
-    h_w, h_b = _norms(_validation_gradient(problem, point.parameters))
-    second = (problem.validation_rms * v * s + c * s) ** 2 / 4
-    return Certificate(
-        suboptimality=n**2 / (2 * (1 - k * n)),
-        distance=v * s,
-        validation_loss=h_w * v * s + h_b * c * s + second,
-    )
-
-
-def _norms(gradient: Tensor) -> tuple[float, float]:
-    """Return the norms of the weights' part and of the bias's."""
-    return gradient[:, :-1].norm().item(), gradient[:, -1].norm().item()
-
-
-def _validation_gradient(problem: Problem, parameters: Tensor) -> Tensor:
-    """Return the gradient of the validation loss, float64, (C, D + 1)."""
-    inputs, labels = problem.validation_inputs, problem.validation_labels
-    residuals = torch.softmax(inputs @ parameters.T, 1)
-    residuals[torch.arange(len(labels)), labels] -= 1
-    return residuals.T @ inputs / len(labels)
-
-
-def _fit_bias(logits: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Find what to add to the logits so that mean probabilities are the classes' frequencies.
-
-    That minimizes the loss over the bias. Newton steps of length log(1 + z) / z, z the range of
-    the step, always go down and become whole ones: they minimize the upper bound that
-    self-concordance gives (Bach 2010, proposition 1).
-
-    Args:
-        logits: Float64, (N, C).
-        frequencies: Float64, (C,), all positive.
-
-    Returns:
-        The shift, float64, (C,), which sums to zero; the probabilities, float64, (N, C); the
-        least eigenvalue of the mean covariance among directions that sum to zero.
-    """
-    num_rows, num_classes = logits.shape
-    shift = torch.zeros_like(frequencies)
-    ones = torch.full((num_classes, num_classes), 1 / num_classes, dtype=torch.float64)
-    previous = math.inf
-    for _ in range(MAX_BIAS_STEPS):
-        probabilities = torch.softmax(logits + shift, 1)
-        means = probabilities.mean(0)
-        covariance = means.diag() - probabilities.T @ probabilities / num_rows
-        gradient = means - frequencies
-        norm = gradient.norm().item()
-        # At rounding's level it no longer falls; before, it may rise while steps are short.
-        if norm < 1e-16 or (norm < 1e-9 and norm > previous / 2):  # noqa: PLR2004
-            break
-        previous = norm
-        step = torch.linalg.lstsq(covariance + ones, -gradient[:, None], driver="gelsd").solution
-        step = step[:, 0] - step.mean()
-        reach = (step.max() - step.min()).item()
-        if reach == 0:
-            break
-        shift = shift + step * (math.log1p(reach) / reach)
-    eigenvalues: Tensor = torch.linalg.eigvalsh(covariance)
-    return shift, probabilities, eigenvalues[1].item()
 
 
 def _line_search(
@@ -433,11 +207,3 @@ def _line_search(
             return moved
         length /= 2
     return None
-
-
-def _unit_interval(images: Images, pixel_max: int) -> Tensor:
-    return images.pixels.double() / pixel_max
-
-
-def _centred(pixels: Tensor, means: Tensor) -> Tensor:
-    return torch.cat([pixels - means, torch.ones(len(pixels), 1, dtype=torch.float64)], 1)
