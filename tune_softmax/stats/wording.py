@@ -28,13 +28,7 @@ def and_list(items: Iterable[object]) -> str:
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """Return "1 epoch" or "1,000 epochs".
-
-    Args:
-        number: How many.
-        noun: For one.
-        plural: For more; the noun with an s by default.
-    """
+    """Return "1 epoch" or "1,000 epochs"; the plural is the noun with an s by default."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 

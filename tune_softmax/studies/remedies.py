@@ -52,7 +52,6 @@ _COLUMNS = {
     **dict.fromkeys(["gap", "choice_loss"], "float64"),
     **dict.fromkeys(["epochs", "best_epoch", "trial"], "int64"),
 }
-_ORDER = ["remedy", "strength", "strength_label", "seed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +141,7 @@ def resume(
     data_dir: Path | str | None = None,
     observe: Callable[[Snapshot], None] = lambda _snapshot: None,
 ) -> Remedies:
-    """Train what is left of a study of remedies.
-
-    Args:
-        run: The run folder.
-        address: HOST:PORT of a Ray cluster; by default a local one of our own.
-        data_dir: Where datasets are.
-        observe: Called with every change, to display it.
+    """Train what is left of a study of remedies; the other arguments are as in `remedies`.
 
     Raises:
         ResultsError: There is no study, it is in use, or its dataset or experiment has changed.

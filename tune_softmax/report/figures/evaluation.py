@@ -138,10 +138,7 @@ def recall_difference(
 ) -> go.Figure:
     """Draw how much more of each class the winner gets right than the baseline, with intervals.
 
-    Args:
-        confusion: The winner's counts, (C, C): rows are true classes, columns predicted ones.
-        baseline: The baseline's, of the same images.
-        class_names: The C classes.
+    The arguments are those of `confusion_difference`.
     """
     rows = recall_differences(baseline, confusion).assign(name=_plain(class_names))
     percent = 100 * rows[["difference", "low", "high"]]
