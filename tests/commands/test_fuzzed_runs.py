@@ -145,7 +145,7 @@ def test_a_run_from_a_stranger_does_no_harm(base, victim, tmp_path, seed):
             break
         faults += [f"{path.name} holds what was planted: {what}" for path in unsafe(run, out)]
         shutil.rmtree(out)
-    if codes.get("check") == 0 and {codes.get("results"), codes.get("export")} - {0, None}:
+    if codes.get("check") == 0 and codes.get("results"):
         faults.append(f"check says that the run is sound, but others do not: {codes}")
     assert not faults, f"seed {seed}, {changes}:\n" + "\n".join(faults)
 

@@ -164,7 +164,7 @@ def _bytes(run, _victim, draw):
         data = bytearray(PICKLE)
     path.write_bytes(data)
     if how == "grow":
-        os.truncate(path, draw.choice([1 << 20, 1 << 36]))  # a hole
+        os.truncate(path, draw.choice([1 << 20, 1 << 28]))  # a hole
     return f"{how} {path.name}"
 
 
