@@ -229,7 +229,7 @@ def _snapshot(folder: RunFolder) -> Iterator[Path]:
 
 
 def _started(ledger: Path, *, verify: bool = False) -> str | None:
-    """Return when a run began, by its ledger; None if it has not yet."""
+    """Return when a run began; None if it has not. `verify` reads all rows, to find damage."""
     with closing(Ledger.open(ledger)) as opened:
         if verify:
             opened.trials()
