@@ -1,10 +1,12 @@
-"""How packs get workers from Ray Tune; test_search.py and test_dispatcher.py have the rest."""
+"""How packs get workers and nodes; test_search.py and test_dispatcher.py have the rest."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+from faults.clusters import the_last_node_killed
+from faults.workers import a_pack_that_always_dies
 
 from tune_softmax.cluster import fast_start
 
@@ -104,3 +106,17 @@ def test_a_worker_that_starts_late_is_waited_for(tmp_path):
 def test_workers_wait_for_their_next_pack(tmp_path):
     """Both have none until the other's has ended; none is replaced by a new one."""
     assert len(workers(tmp_path, 8, "rounds")) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_without_a_node_says_what_it_waits_for(tmp_path):
+    """The last node that can run a pack dies, and another joins; on a real cluster."""
+    assert "60 of 60 trials" in the_last_node_killed(tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_of_a_pack_that_kills_its_worker_one_trial_fails(tmp_path):
+    """The trial that does it; its neighbours complete."""
+    assert "trial 5 FAILs" in a_pack_that_always_dies(tmp_path)

@@ -179,6 +179,26 @@ def _await_next(run):
     assert run.await_epochs(14), run.last_text()
 
 
+@scenario("1 of 1", "it says that no node can run a pack, and goes on when one has joined")
+def the_last_node_killed(folder):
+    """Kill the one node that can run a pack; another joins later."""
+    run = Run(folder / "run", {"epoch_s": EPOCH_S})
+    with joined(run, 1) as cluster:
+        run.search(digits(folder, trials=60, pack=10), "--address", cluster.address)
+        _await_next(run)
+        cluster.kill_node(cluster.nodes[0])
+        killed = time.monotonic()
+        lost = "no node of the cluster can run a pack now: waiting for one with 1 CPUs and 0 GPUs"
+        await_true(lambda: lost in run.last_text() and lost in run.log(), "it says so", 120)
+        seconds = time.monotonic() - killed
+        cluster.add_node()
+        back = "a node of the cluster can run packs again: the search goes on"
+        await_true(lambda: back in run.last_text() and back in run.log(), "it says so", 60)
+        run.finish()
+    Oracle(run).complete(60)
+    return f"said so after {seconds:.0f} s; 60 of 60 trials with the node that joined then"
+
+
 @scenario("1", "exit code 7 within 60 s; resumed on another cluster, none final run again")
 def the_gcs_killed(folder):
     """SIGKILL the cluster's control service in mid-search."""

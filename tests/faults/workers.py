@@ -60,7 +60,9 @@ def workers_killed(folder):
     return f"{seen}; values differ by {difference:g}"
 
 
-@scenario("3 of one pack", "its trials FAIL with the reason after 3 attempts; the others end")
+@scenario(
+    "4 of one pack", "the trial is found by halving and FAILs with the reason; all others end"
+)
 def a_pack_that_always_dies(folder):
     """The worker dies whenever trial 5 trains."""
     run = Run(folder / "run", {"dies_with": 5})
@@ -69,11 +71,11 @@ def a_pack_that_always_dies(folder):
     Oracle(run).complete(12)
     trials = read(run)
     failed = {n for n, (trial, _) in trials.items() if trial.state is State.FAIL}
-    assert failed == {4, 5, 6, 7}, failed
-    reasons = {trials[n][0].error for n in failed}
-    assert all("lost 3 times" in reason for reason in reasons), reasons
-    assert {trials[n][0].attempts for n in failed} == {3}
-    return "trials 4-7 FAIL after 3 attempts each: its worker was lost 3 times; 8 complete"
+    assert failed == {5}, failed
+    guilty = trials[5][0]
+    assert "lost 4 times" in guilty.error, guilty.error
+    assert guilty.attempts == 4
+    return "trial 5 FAILs after 4 attempts, in packs of 4, 4, 2 and 1; its 3 neighbours complete"
 
 
 @scenario("1", "not retried: its trials FAIL with the traceback, the others end")

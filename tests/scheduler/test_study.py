@@ -298,6 +298,44 @@ def test_a_grid_comes_after_the_points_and_goes_on_after_a_replay():
     assert len(grid) == len(set(grid)) == 6
 
 
+DISCRETE = """
+dataset: {{name: digits}}
+space:
+  batch_size: {{choice: [16, 32, 64]}}
+  num_epochs: {{int: [1, 4]}}
+  learning_rate: 0.1
+  hidden_units: {{int: {{low: 8, high: 16, step: 8}}}}
+search: {{num_trials: {num_trials}, sampler: {sampler}, asha: none, seed: {seed}{more}}}
+"""
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cmaes"])
+def test_no_configuration_is_tried_twice_before_all_have_been_tried(sampler):
+    """Of 24 configurations each is tried once, over a resume too; then they may repeat."""
+    asked = experiment(sampler, num_trials=30, text=DISCRETE)
+    study, records, curves = study_of(asked), [], {}
+    for pack in range(5):
+        for number, config in ask(study, 6, curves).items():
+            curves[number] = [0.01 * config.batch_size + 0.1 * config.num_epochs]
+            study.tell(number, State.COMPLETE, curves[number])
+            records.append(TrialRecord(number, State.COMPLETE, config, pack, 1, None, None))
+        resumed = study_of(asked)
+        resumed.replay(records, curves)
+        study = resumed if pack == 1 else study
+    configs = [record.config for record in records]
+    assert len(configs) == 30
+    assert len(set(configs[:24])) == len(set(configs)) == 24
+
+
+def test_a_point_that_is_given_twice_is_tried_twice():
+    """Points are tried as they are given, and then no proposal repeats one."""
+    point = "{batch_size: 16, num_epochs: 1, hidden_units: 8}"
+    text = experiment("random", num_trials=25, text=DISCRETE, more=f", points: [{point}, {point}]")
+    configs = list(ask(study_of(text), 25).values())
+    assert configs[0] == configs[1]
+    assert len(set(configs)) == 24
+
+
 def test_domains_in_optunas_words():
     """Choice, step and log arrive as Optuna knows them."""
     space = experiment().space.searched

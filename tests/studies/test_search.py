@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -383,6 +384,70 @@ def find_worker(mark):
         if mark.encode() in environment and b"Trainable" in title:
             return int(path.name)
     return pytest.fail("no worker found")
+
+
+@pytest.mark.slow
+def test_a_deterministic_search_is_the_same_again(tmp_path):
+    """Two places, packs of any speed; twice, and killed and resumed: the same to the last bit."""
+    search = "{num_trials: 48, pack_size: 6, seed: 3, deterministic: true}"
+    path = write(tmp_path, f"{search}\nresources: {{max_concurrent_packs: 2}}")
+    for name in ("one", "other"):
+        assert run("search", path, "--run-dir", name, cwd=tmp_path).returncode == 0
+    killed = tmp_path / "killed"
+    command, num_kills = ["search", path, "--run-dir", killed], 0
+    for num_epochs in (30, 60):
+        process = subprocess.Popen(
+            [*COMMAND, *map(str, command)],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and _num_epochs(killed) < num_epochs:
+            time.sleep(0.01)
+        num_kills += process.poll() is None
+        process.kill()
+        process.wait()
+        command = ["resume", killed]
+    assert num_kills == 2
+    assert run("resume", killed, cwd=tmp_path).returncode == 0
+    first, *others = (results.load(tmp_path / name) for name in ("one", "other", "killed"))
+    assert first.count(State.PRUNED) > 0
+    for other in others:
+        assert _without_time(other.trials).equals(_without_time(first.trials))
+        assert _without_time(other.epochs).equals(_without_time(first.epochs))
+
+
+def _num_epochs(path):
+    """Return how many epochs the ledger of a run has, which may not be there yet."""
+    try:
+        with closing(sqlite3.connect(f"{(path / 'run.db').as_uri()}?mode=ro", uri=True)) as file:
+            return file.execute("SELECT count(*) FROM epochs").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def _without_time(frame):
+    """Return a table without what depends on the clock, and on how often a pack was begun."""
+    unequal = [name for name in frame if name in {"pack", "attempts"} or "seconds" in name]
+    return frame.drop(columns=unequal)
+
+
+def test_a_grid_can_have_no_more_trials_than_configurations(tmp_path):
+    """The message counts the grid, not what was asked for."""
+    grid = """
+dataset: {name: digits, validation: 0.25}
+space: {batch_size: {choice: [64, 128]}, num_epochs: {int: [1, 2]}, learning_rate: 0.1}
+search: {sampler: grid, asha: none}
+"""
+    (tmp_path / "g.yaml").write_text(grid)
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.experiment.write_text(grid)
+    Ledger.create(folder.ledger, {}).close()
+    finished = run("resume", "run", "--num-trials", 20, cwd=tmp_path)
+    assert finished.returncode == 2
+    said = " ".join(finished.stderr.split())
+    assert "the run has 4 trials, for its grid has 4 configurations; nothing can be added" in said
 
 
 @pytest.mark.slow

@@ -29,10 +29,11 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from ray.tune.experiment import Trial
 
+    from tune_softmax.cluster.connect import Cluster
+    from tune_softmax.experiment.sections import Resources
     from tune_softmax.scheduler.dispatcher import Job
     from tune_softmax.scheduler.messages import Decision
 
@@ -41,6 +42,11 @@ __all__ = ["KeepPlacement", "Outcome", "drive"]
 # Answers of a Ray Tune scheduler.
 CONTINUE: str = tune.schedulers.TrialScheduler.CONTINUE
 STOP: str = tune.schedulers.TrialScheduler.STOP
+
+# How often the nodes are looked at, and for how long none may be able to run a pack before the
+# user is told.
+NODE_CHECK_S = 10.0
+NO_NODE_S = 30.0
 
 logger = logging.getLogger("tune_softmax")
 
@@ -57,14 +63,19 @@ class Outcome:
     was_stopped: bool
 
 
-def drive(job: Job, folder: Path) -> Outcome:
-    """Run packs in Ray Tune until nothing is left or a stop is due."""
+def drive(job: Job, cluster: Cluster) -> Outcome:
+    """Run packs in Ray Tune until nothing is left or a stop is due.
+
+    Args:
+        job: What to train; its ledger can be resumed afterwards.
+        cluster: Where packs run; Ray Tune writes to its folder.
+    """
     dispatcher = Dispatcher(job)
     job.ledger.event("started", places=dispatcher.num_places, pack_size=dispatcher.pack_size)
     logger.info("started: %d places, packs of %d", dispatcher.num_places, dispatcher.pack_size)
     was_stopped = False
     try:
-        _tune(job, dispatcher, folder)
+        _tune(job, dispatcher, cluster)
     except _Leave:
         dispatcher.release()
         was_stopped = not dispatcher.is_done
@@ -102,7 +113,7 @@ def _past_ray(method: Callable[_P, _T]) -> Callable[_P, _T]:
     return call
 
 
-def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
+def _tune(job: Job, dispatcher: Dispatcher, cluster: Cluster) -> None:
     experiment = job.experiment
     rungs = _rungs(job)
     settings = Settings(
@@ -117,6 +128,7 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
         metric=experiment.search.metric,
         mode=experiment.search.mode,
         curves=dispatcher.curves,
+        is_deterministic=job.is_deterministic,
     )
     trainable = tune.with_parameters(
         PackTrainable,
@@ -139,13 +151,14 @@ def _tune(job: Job, dispatcher: Dispatcher, folder: Path) -> None:
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder / "results"),
+            storage_path=str(cluster.folder / "results"),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
             # In a notebook Ray's default would clear the cell's output.
             progress_reporter=tune.CLIReporter(),
             callbacks=[
-                _Watch(dispatcher, asha, job.should_stop, experiment.resources.report_timeout_s)
+                _Watch(dispatcher, asha, job.should_stop, experiment.resources.report_timeout_s),
+                _NodeWatch(cluster, experiment.resources, dispatcher.remark),
             ],
         ),
     )
@@ -223,7 +236,7 @@ class _PackScheduler(KeepPlacement):
         """Take a report that is not the pack's last, and tell the pack the decision."""
         decision = self._take(trial, result)
         if not self._dispatcher.has_live(trial.trial_id):
-            self._dispatcher.end(trial.trial_id, "all its trials have ended")
+            _end(self._dispatcher, self._asha, trial, "all its trials have ended")
             return STOP
         if decision:
             trial.temporary_state.ray_actor.apply.remote(decision)
@@ -234,7 +247,7 @@ class _PackScheduler(KeepPlacement):
         """Take a pack's last report, unless `on_trial_result` has ended the pack."""
         if self._dispatcher.is_open(trial.trial_id):
             self._take(trial, result)
-            self._dispatcher.end(trial.trial_id, "its worker ended without a word")
+            _end(self._dispatcher, self._asha, trial, "its worker ended without a word")
 
     def _take(self, trial: Trial, result: dict[str, Any]) -> Decision:
         decided, decision = self._asha.decide(
@@ -308,7 +321,66 @@ class _Watch(tune.Callback):
         else:
             reason = _first_line(error)
         is_memory = isinstance(error, OutOfMemoryError) or "OUT_OF_MEMORY" in str(error)
-        self._dispatcher.end(trial.trial_id, reason, is_memory=is_memory)
+        _end(self._dispatcher, self._asha, trial, reason, is_memory=is_memory)
+
+
+class _NodeWatch(tune.Callback):
+    """Tells the user when no node can run a pack any more, and when one can again.
+
+    Ray waits without a word for a node that may join; so does the search, and says so.
+
+    Args:
+        cluster: Whose nodes are looked at.
+        resources: What a pack needs.
+        tell: Called with a message for the user.
+    """
+
+    def __init__(
+        self, cluster: Cluster, resources: Resources, tell: Callable[[str], None]
+    ) -> None:
+        self._cluster = cluster
+        self._resources = resources
+        self._tell = tell
+        self._looked_at = time.monotonic()
+        self._fit_at = time.monotonic()  # when a node could last run a pack
+        self._has_told = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing to pickle: a resume reads the ledger."""
+        return {}
+
+    def on_step_begin(self, **_info: object) -> None:
+        """Look at the nodes every `NODE_CHECK_S` seconds."""
+        now = time.monotonic()
+        if now - self._looked_at < NODE_CHECK_S:
+            return
+        self._looked_at = now
+        resources = self._resources
+        if any(node.num_packs(resources) for node in self._cluster.nodes()):
+            self._fit_at = now
+            if self._has_told:
+                self._has_told = False
+                self._tell("a node of the cluster can run packs again: the search goes on")
+        elif now - self._fit_at >= NO_NODE_S and not self._has_told:
+            self._has_told = True
+            self._tell(
+                "no node of the cluster can run a pack now: waiting for one with "
+                f"{resources.cpus_per_pack} CPUs and {resources.gpus_per_pack:g} GPUs"
+            )
+
+
+def _end(
+    dispatcher: Dispatcher,
+    asha: AshaScheduler,
+    trial: Trial,
+    reason: str,
+    *,
+    is_memory: bool = False,
+) -> None:
+    """Record that a pack is over, and what ASHA decides if a round ends with it."""
+    dispatcher.end(trial.trial_id, reason, is_memory=is_memory)
+    if dispatcher.is_round_over and (reports := asha.end_round()):
+        dispatcher.take_round(reports)
 
 
 def _first_line(error: Exception | None) -> str:

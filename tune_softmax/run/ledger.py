@@ -86,6 +86,7 @@ class Ledger:
     def __init__(self, storage: SqliteFile | PostgresqlSchema) -> None:
         self._storage = storage
         self._shared: sa.Connection | None = None  # while `snapshot` lasts
+        self._batch: Batch | None = None  # while `together` lasts
 
     @classmethod
     def create(cls, location: Path | ServerLocation, meta: Mapping[str, str]) -> Ledger:
@@ -294,7 +295,20 @@ class Ledger:
             batch.event(kind, detail)
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make one transaction of all that is written within: all of it is kept, or nothing."""
+        with self._transaction() as batch:
+            self._batch = batch
+            try:
+                yield
+            finally:
+                self._batch = None
+
+    @contextmanager
     def _transaction(self) -> Iterator[Batch]:
+        if self._batch is not None:
+            yield self._batch
+            return
         with self._translating():
             self._storage.check_in_place()
             with self._storage.engine.begin() as connection:

@@ -140,12 +140,16 @@ class AshaScheduler:
     that they continue later in a fuller pack. Its reports are withheld until the trials' states
     have arrived: no trial is recorded as parked whose state could still be lost.
 
+    In a deterministic search every pack parks on every rung, and reports from a rung on are kept
+    back. `end_round` then decides on those of all packs at once.
+
     Args:
         rungs: Where trials are compared; None stops nothing early.
         metric: Name of the metric that is compared.
         mode: "min" or "max": which values are better.
         curves: The metric after each recorded epoch, by trial number, for a resumed search to
             decide as an uninterrupted one.
+        is_deterministic: Whether packs train in rounds.
     """
 
     def __init__(
@@ -155,9 +159,12 @@ class AshaScheduler:
         metric: str,
         mode: str,
         curves: Mapping[int, Sequence[float]],
+        is_deterministic: bool = False,
     ) -> None:
         self._rungs = rungs
         self._metric = metric
+        self._is_deterministic = is_deterministic
+        self._round: dict[int, list[Report]] = {}  # of packs that are over, by pack
         self._withheld: dict[int, list[Report]] = {}  # by pack
         self._states: dict[int, TrialState] = {}  # by trial
         if rungs is not None:
@@ -182,9 +189,11 @@ class AshaScheduler:
         Returns:
             What to record, with no reports where these are withheld, and what to tell the pack.
         """
-        if result.states:
-            self._states |= result.states
-            result.states.clear()
+        has_parked = bool(result.states)
+        self._states |= result.states
+        result.states.clear()
+        if self._is_deterministic:
+            return self._decide_later(result, has_parked=has_parked)
         reports = self._withheld.pop(task.pack, [])
         stopped: set[int] = set()
         for epoch, found in groupby(result.reports, key=lambda report: report.epoch):
@@ -203,6 +212,54 @@ class AshaScheduler:
             ]
             reports = []
         return replace(result, reports=reports), Decision(frozenset(stopped), parks)
+
+    def _decide_later(
+        self, result: PackResult, *, has_parked: bool
+    ) -> tuple[PackResult, Decision]:
+        """Keep a pack's reports back from its first rung on; have it park on every rung."""
+        withheld = self._withheld.pop(result.pack, [])
+        if result.error or result.out_of_memory:  # its trials fail, or train again
+            return result, Decision()
+        reports = list(result.reports)
+        rungs = [report.epoch for report in reports if report.rung == report.epoch]
+        first = 0 if withheld else min(rungs, default=inf)
+        withheld += [report for report in reports if report.epoch >= first]
+        passed = replace(result, reports=[r for r in reports if r.epoch < first])
+        running = [
+            report
+            for report in reports
+            if report.state is State.RUNNING and report.epoch == reports[-1].epoch
+        ]
+        if has_parked or (reports and not running):
+            self._round[result.pack] = withheld
+            held = frozenset(report.number for report in withheld)
+            return replace(passed, held=held), Decision()
+        self._withheld[result.pack] = withheld
+        return passed, Decision(parks=any(r.rung == r.epoch for r in running))
+
+    def end_round(self) -> dict[int, list[Report]]:
+        """Decide on all reports that were kept back; return them by pack."""
+        kept, self._round = self._round, {}
+        stopped: set[tuple[int, int]] = set()  # (epoch, trial)
+        ordered = sorted(
+            (report for reports in kept.values() for report in reports),
+            key=lambda report: (report.epoch, report.number),
+        )
+        for epoch, found in groupby(ordered, key=lambda report: report.epoch):
+            stopped |= {(epoch, number) for number in self._stopped(epoch, list(found))}
+        for _, number in stopped:
+            self._states.pop(number, None)
+        return {
+            pack: [
+                replace(report, state=State.PRUNED)
+                if (report.epoch, report.number) in stopped
+                else replace(report, state=State.PARKED)
+                if _continues(report, reports)
+                else report
+                for report in reports
+            ]
+            for pack, reports in kept.items()
+        }
 
     def _stopped(self, epoch: int, reports: Sequence[Report]) -> set[int]:
         """Return which of the running trials stop after an epoch."""

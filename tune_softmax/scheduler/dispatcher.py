@@ -2,11 +2,17 @@
 
 Packs that lost their worker come first, then parked trials, then new ones. Every event is in the
 ledger before anybody else is told.
+
+A deterministic search trains in rounds. All packs of a round are chosen at once, each trains to
+its next rung or its end, and ASHA decides once all of them are there, in the order of the trials'
+numbers. The choice of a round and its results are one transaction each, so that what a resume
+finds is a whole round that is trained, or one that is to be trained again.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
@@ -17,18 +23,22 @@ from tune_softmax.scheduler.messages import PackTask
 from tune_softmax.scheduler.progress import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tune_softmax.data.dataset import Dataset, Split
     from tune_softmax.experiment.experiment import Experiment
     from tune_softmax.experiment.sections import Asha
+    from tune_softmax.metrics import EpochMetrics, Report
     from tune_softmax.run.ledger import Ledger
     from tune_softmax.scheduler.agenda import Agenda, DataView, Task
     from tune_softmax.scheduler.messages import PackResult
 
 __all__ = ["Dispatcher", "Job"]
 
-# A trial that loses its worker so often fails. A driver that died does not count.
+# A pack that loses its worker is trained again, and from the second time on in halves. A trial
+# that is alone in its pack and has lost its worker so often fails. A driver that died does not
+# count.
+SPLIT_LOSSES = 2
 MAX_LOSSES = 3
 # Every place trains several packs, so that few places idle while the last packs train.
 ROUNDS_PER_PLACE = 4
@@ -56,6 +66,8 @@ class Job:
         observe: Called with the progress after every change.
         asha: When poor trials are stopped early; None: never.
         test: Test images, on which complete trials are evaluated; None for a search.
+        is_deterministic: Whether packs train in rounds, so that the result does not depend on
+            which pack is faster.
     """
 
     experiment: Experiment
@@ -67,6 +79,7 @@ class Job:
     observe: Callable[[Snapshot], None]
     asha: Asha | None = None
     test: Split | None = None
+    is_deterministic: bool = False
 
 
 class Dispatcher:
@@ -77,9 +90,7 @@ class Dispatcher:
     Attributes:
         num_places: How many packs run side by side.
         pack_size: Trials of a new pack, at most.
-        parks_at: A pack that is down to so many trials on a rung parks them.
-        waits_for: So many trials that are parked on one rung continue before new ones start.
-        curves: The metric after each epoch, by trial number.
+        curves: The metric after each epoch, by trial number; NaN where a trial diverged.
     """
 
     def __init__(self, job: Job) -> None:
@@ -89,13 +100,17 @@ class Dispatcher:
         self._agenda = job.agenda
         self._ledger = ledger
         self._observe = job.observe
+        self._parks = job.asha is not None
+        self._is_deterministic = job.is_deterministic
         self._started = time.monotonic()
         self._live: dict[str, dict[int, Task]] = {}  # trials by Ray's trial id
+        self._handed_out: deque[PackTask] = deque()  # not yet taken by Ray Tune
+        self._held: dict[int, Task] = {}  # over in this round, and not yet decided
         self._parked: defaultdict[int, dict[int, Task]] = defaultdict(dict)  # by epoch
         self.curves: defaultdict[int, list[float]] = defaultdict(list)
         trials = ledger.trials()
         for number, _epoch, metrics in ledger.epochs():
-            self.curves[number].append(getattr(metrics, experiment.search.metric))
+            self.curves[number].append(self._value(metrics))
         tasks = self._agenda.replay(trials, self.curves)
         self._states = {trial.number: trial.state for trial in trials}
         self._losses: Counter[int] = Counter()  # of a worker, by trial
@@ -105,21 +120,20 @@ class Dispatcher:
         self._best: tuple[int, float] | None = None
         self._remark = ""
         self.pack_size = self._auto_pack_size()
-        self.parks_at = self.pack_size // PARK_FRACTION if job.asha else 0
-        self.waits_for = max(1, self.pack_size // WAIT_FRACTION)
         for _, kind, detail in ledger.events():
             if kind == "out_of_memory":
                 self.pack_size = min(self.pack_size, int(detail["fits"]))
             elif kind == "worker_died":
                 self._losses.update(detail["trials"])
         self._again: deque[dict[int, Task]] = deque()
-        unfinished: defaultdict[DataView, dict[int, Task]] = defaultdict(dict)
+        unfinished: defaultdict[DataView | int, dict[int, Task]] = defaultdict(dict)
         for trial in trials:
             number, task = trial.number, tasks[trial.number]
             if trial.state is State.PARKED:
                 self._parked[len(self.curves[number])][number] = task
             elif not trial.state.is_final:
-                unfinished[task.view][number] = task
+                together = trial.pack if self._is_deterministic else task.view
+                unfinished[together][number] = task
             if trial.state is State.COMPLETE:
                 self._note_best(number, task)
         for of_view in unfinished.values():
@@ -130,6 +144,16 @@ class Dispatcher:
         """How many trials are done, of how many."""
         done = sum(state.is_final for state in self._states.values())
         return done, self._agenda.num_trials
+
+    @property
+    def parks_at(self) -> int:
+        """A pack that is down to so many trials on a rung parks them."""
+        return self.pack_size // PARK_FRACTION if self._parks else 0
+
+    @property
+    def waits_for(self) -> int:
+        """So many trials that are parked on one rung continue before new ones start."""
+        return max(1, self.pack_size // WAIT_FRACTION)
 
     @property
     def is_done(self) -> bool:
@@ -158,21 +182,45 @@ class Dispatcher:
         """
         if len(self._live) >= self.num_places:
             return None
-        epoch, tasks = self._next_trials()
-        if not tasks:
+        if not self._handed_out:
+            if self._is_deterministic and not self._again:
+                self._begin_round()
+            else:
+                self._hand_out(*self._next_trials())
+        if not self._handed_out:
             return None
+        task = self._handed_out.popleft()
+        self._live[ray_id] = dict(task.tasks)
+        self.show()
+        return task
+
+    @property
+    def is_round_over(self) -> bool:
+        """Whether no pack trains or is to be trained before something new is chosen."""
+        return not (self._live or self._handed_out or self._again)
+
+    def _begin_round(self) -> None:
+        """Choose a pack for every place, unless the last round is not over yet."""
+        if self._live or self.is_done:
+            return
+        with self._ledger.together():
+            for _ in range(self.num_places):
+                self._hand_out(*self._next_trials())
+
+    def _hand_out(self, epoch: int, tasks: dict[int, Task]) -> None:
+        """Make a pack of trials that have trained some epochs, unless there are no trials."""
+        if not tasks:
+            return
         pack = self._next_pack
         self._next_pack += 1
-        if epoch:
+        if all(self._states.get(number) is State.PARKED for number in tasks):
             self._ledger.move(pack, tasks)
         else:
             self._ledger.hand_out(pack, {number: task.config for number, task in tasks.items()})
-        self._live[ray_id] = dict(tasks)
         self._states |= dict.fromkeys(tasks, State.RUNNING)
         logger.info("pack %d: trials %s from epoch %d", pack, _spans(tasks), epoch + 1)
-        self.show()
         recorded = max(len(self.curves[number]) for number in tasks)
-        return PackTask(pack, tasks, epoch, recorded)
+        self._handed_out.append(PackTask(pack, tasks, epoch, recorded))
 
     def _next_trials(self) -> tuple[int, dict[int, Task]]:
         """Return how many epochs the next pack's trials have trained, and the trials.
@@ -185,7 +233,10 @@ class Dispatcher:
         place takes only its share of the parked ones and leaves the others to the other places.
         """
         if self._again:
-            return 0, self._again.popleft()
+            tasks = self._again.popleft()
+            # In a round what is recorded stands; elsewhere packs may be of several lengths.
+            num_recorded = max(len(self.curves[number]) for number in tasks)
+            return num_recorded if self._is_deterministic else 0, tasks
         epoch = max(self._parked, key=lambda epoch: (len(self._parked[epoch]), epoch), default=0)
         waiting = self._parked[epoch]
         is_last = len(self._states) == self._agenda.num_trials
@@ -217,19 +268,8 @@ class Dispatcher:
     def take(self, ray_id: str, result: PackResult) -> None:
         """Record a pack's report."""
         live = self._live[ray_id]
-        reports = [report for report in result.reports if report.number in live]
-        self._ledger.record(result.pack, reports)
-        metric = self._experiment.search.metric
-        for report in reports:
-            # A pack that is trained again reports its first epochs once more.
-            del self.curves[report.number][report.epoch - 1 :]
-            self.curves[report.number].append(getattr(report.metrics, metric))
-            if report.state.is_final:
-                self._finish(ray_id, report.number, report.state)
-            elif report.state is State.PARKED:
-                self._states[report.number] = State.PARKED
-                self._parked[report.epoch][report.number] = live.pop(report.number)
-        self._num_epochs += len(reports)
+        self._record(result.pack, result.reports, live)
+        self._held |= {number: live.pop(number) for number in result.held if number in live}
         if result.remark and not self._remark:
             self._remark = result.remark
             logger.warning("%s", result.remark)
@@ -238,6 +278,42 @@ class Dispatcher:
         if result.out_of_memory:
             self._halve(ray_id, "it ran out of memory")
         self.show()
+
+    def take_round(self, reports: Mapping[int, Sequence[Report]]) -> None:
+        """Record the reports that were held until the round's end, by pack."""
+        with self._ledger.together():
+            for pack, of_pack in reports.items():
+                self._record(pack, of_pack, self._held)
+        self.show()
+
+    def remark(self, text: str) -> None:
+        """Tell the user something, through the display and the log."""
+        logger.warning("%s", text)
+        self._remark = text
+        self.show()
+
+    def _record(self, pack: int, reports: Sequence[Report], tasks: dict[int, Task]) -> None:
+        """Record those reports that belong to trials in `tasks`, and take ended ones out."""
+        reports = [report for report in reports if report.number in tasks]
+        self._ledger.record(pack, reports)
+        for report in reports:
+            # A pack that is trained again reports its first epochs once more.
+            del self.curves[report.number][report.epoch - 1 :]
+            self.curves[report.number].append(self._value(report.metrics))
+            if report.state.is_final:
+                task = tasks.pop(report.number)
+                self._tell(report.number, report.state)
+                if report.state is State.COMPLETE:
+                    self._note_best(report.number, task)
+            elif report.state is State.PARKED:
+                self._states[report.number] = State.PARKED
+                self._parked[report.epoch][report.number] = tasks.pop(report.number)
+        self._num_epochs += len(reports)
+
+    def _value(self, metrics: EpochMetrics) -> float:
+        """Return the search's metric; NaN where a trial diverged, also for its accuracy."""
+        value: float = getattr(metrics, self._experiment.search.metric)
+        return value if metrics.is_finite else math.nan
 
     def end(self, ray_id: str, reason: str, *, is_memory: bool = False) -> None:
         """Record that a pack is over; trials that it leaves unfinished lost their worker."""
@@ -249,16 +325,22 @@ class Dispatcher:
         logger.warning("trials %s lost their worker: %s", _spans(lost), reason)
         self._ledger.event("worker_died", trials=sorted(lost), reason=reason)
         self._losses.update(lost.keys())
-        failed = {number for number in lost if self._losses[number] >= MAX_LOSSES}
-        self._give_up(failed, f"its worker was lost {MAX_LOSSES} times, the last time: {reason}")
-        again = {number: task for number, task in lost.items() if number not in failed}
-        if again:
-            self._again.append(again)
+        num_losses = max(self._losses[number] for number in lost)
+        if num_losses < SPLIT_LOSSES:
+            self._again.append(lost)
+        elif len(lost) > 1:
+            self._again += _chunks(lost, -(-len(lost) // 2))
+        elif num_losses < MAX_LOSSES:
+            self._again.append(lost)
+        else:
+            why = f"its worker was lost {num_losses} times, the last time: {reason}"
+            self._give_up(set(lost), why)
 
     def release(self) -> None:
         """Mark the trials that a stop interrupted, so that a resume runs them again."""
-        cut_off = [number for trials in self._live.values() for number in trials]
-        self._ledger.finish(cut_off, State.WAITING)
+        interrupted = [n for n, state in self._states.items() if state is State.RUNNING]
+        self._ledger.finish(interrupted, State.WAITING)
+        self._states |= dict.fromkeys(interrupted, State.WAITING)
 
     def show(self, phase: str = "searching") -> None:
         """Tell the display the progress."""
@@ -303,12 +385,6 @@ class Dispatcher:
         self._ledger.finish(numbers, State.FAIL, error)
         for number in sorted(numbers):
             self._tell(number, State.FAIL)
-
-    def _finish(self, ray_id: str, number: int, state: State) -> None:
-        task = self._live[ray_id].pop(number)
-        self._tell(number, state)
-        if state is State.COMPLETE:
-            self._note_best(number, task)
 
     def _tell(self, number: int, state: State) -> None:
         self._states[number] = state

@@ -71,6 +71,7 @@ class PackResult:
         out_of_memory: Whether memory was too small for a pack of this size.
         remark: A message for the user, if there is one.
         states: Of the trials that the pack was told to park, by number.
+        held: Trials of the pack whose last reports are kept back until the round ends.
     """
 
     pack: int
@@ -79,3 +80,4 @@ class PackResult:
     out_of_memory: bool = False
     remark: str | None = None
     states: dict[int, TrialState] = field(default_factory=dict)
+    held: frozenset[int] = frozenset()

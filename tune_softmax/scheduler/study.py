@@ -43,6 +43,9 @@ __all__ = ["Study", "distribution", "recorded_value"]
 # In fewer rounds the sampler would learn little. 16 rounds end sooner and miss the optimum more
 # often, see docs/notes/search.md.
 MIN_ROUNDS = 8
+# Of so many configurations at most the untried ones are listed; in larger spaces samplers seldom
+# repeat themselves.
+MAX_LISTED = 10_000
 # With so many complete trials CMA-ES takes its first mean and covariance from them.
 MIN_CMA_TRIALS = 16
 
@@ -72,6 +75,8 @@ class Study:
         max_epochs = int(space.largest("num_epochs"))
         self._rungs = search.asha.rungs(max_epochs) if search.asha else []
         self._grid = self._shuffled_grid() if search.sampler == "grid" else []
+        self._all = self._small_space()
+        self._tried: set[tuple[object, ...]] = set()
         self._num_past = len(history)
         self._trials = [self._known(past.config, past.state, past.curve) for past in history]
 
@@ -117,7 +122,12 @@ class Study:
             # In a range of 2**50 integers and more, TPE's densities of single ones vanish.
             with np.errstate(divide="ignore", invalid="ignore"):
                 asked = view.ask(self._distributions)
+            if fixed is None and (untried := self._untried(number, asked.params)) is not None:
+                view.tell(asked, state=TrialState.FAIL)
+                view.enqueue_trial(untried)
+                asked = view.ask(self._distributions)
             self._trials.append(self._running(asked.params))
+            self._tried.add(self._key(asked.params))
             tasks[number] = self._task(number, self._space.config(asked.params))
         return tasks
 
@@ -146,6 +156,7 @@ class Study:
         for record in trials:
             curve = curves.get(record.number, ())
             self._trials.append(self._known(record.config, record.state, curve))
+            self._tried.add(self._key(self._trials[-1].params))
             tasks[record.number] = self._task(record.number, record.config)
         return tasks
 
@@ -210,6 +221,33 @@ class Study:
         if number < len(points):
             return dict(points[number])
         return self._grid[number - len(points)] if self._grid else None
+
+    def _small_space(self) -> list[dict[str, Value]]:
+        """Return all configurations of a space that is finite and small; else none."""
+        domains = self._space.searched.values()
+        if not all(isinstance(domain, Choice | IntRange) for domain in domains):
+            return []
+        return list(self._space.grid()) if self._space.grid_size <= MAX_LISTED else []
+
+    def _key(self, params: Mapping[str, object]) -> tuple[object, ...]:
+        return tuple(params[name] for name in self._distributions)
+
+    def _untried(self, number: int, params: Mapping[str, object]) -> dict[str, Value] | None:
+        """Return what to try in place of a proposal that was tried before.
+
+        It is one of the untried configurations that differ from the proposal in the fewest
+        hyperparameters. None keeps the proposal: it is new, all have been tried, or the space is
+        too large to list.
+        """
+        if self._key(params) not in self._tried:
+            return None
+        left = [point for point in self._all if self._key(point) not in self._tried]
+        if not left:
+            return None
+        differing = [sum(point[name] != params[name] for name in point) for point in left]
+        nearest = [p for p, d in zip(left, differing, strict=True) if d == min(differing)]
+        seed = derive_seed(self._search.seed, "untried", number)
+        return random.Random(seed).choice(nearest)  # noqa: S311
 
     def _shuffled_grid(self) -> list[dict[str, Value]]:
         grid = list(self._space.grid())

@@ -98,7 +98,7 @@ def search(
             ledger = Ledger.create(folder.ledger, meta)
             with closing(ledger), background.running(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
-                session.run(folder, job, cluster.folder, stop, experiment.search.time_budget_s)
+                session.run(folder, job, cluster, stop, experiment.search.time_budget_s)
     return _results(folder.path)
 
 
@@ -162,7 +162,7 @@ def resume(
             history = from_json(meta.get("history", "[]"))
             with background.running(folder):
                 job = _job(experiment, history, ledger, dataset, cluster, stop, observe)
-                session.run(folder, job, cluster.folder, stop, experiment.search.time_budget_s)
+                session.run(folder, job, cluster, stop, experiment.search.time_budget_s)
     return _results(folder.path)
 
 
@@ -199,6 +199,12 @@ def _extended(
         ResultsError: It asks for less than there was.
     """
     search = recorded.search
+    in_all = recorded.num_trials
+    if in_all < search.num_trials and num_trials is not None:
+        raise ResultsError(
+            f"{folder.path}: --num-trials {num_trials}: the run has {in_all} trials, for its grid "
+            f"has {recorded.space.grid_size} configurations; nothing can be added, leave it out"
+        )
     given = {"num_trials": num_trials, "time_budget_s": time_budget_s}
     for name, value in given.items():
         before = getattr(search, name)
@@ -233,4 +239,5 @@ def _job(  # noqa: PLR0917 - each is what it says
         should_stop=lambda: stop.is_due,
         observe=observe,
         asha=experiment.search.asha,
+        is_deterministic=experiment.search.deterministic,
     )

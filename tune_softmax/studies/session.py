@@ -215,14 +215,14 @@ class ResultsImport:
 
 
 def run(
-    folder: RunFolder, job: Job, scratch: Path, stop: Stop, time_budget_s: float | None = None
+    folder: RunFolder, job: Job, cluster: Cluster, stop: Stop, time_budget_s: float | None = None
 ) -> None:
     """Train what is left of an agenda, and record how it ended.
 
     Args:
         folder: The run's folder.
         job: What to train; its `should_stop` is `stop.is_due`.
-        scratch: Where Ray Tune may write what nobody reads.
+        cluster: Where it runs.
         stop: Who says when to stop.
         time_budget_s: Seconds for all of the run, those of earlier attempts included.
 
@@ -238,7 +238,7 @@ def run(
         stop.deadline = started + time_budget_s - sum(d.get("seconds", 0) for d in ended)
     results = ResultsImport()
     with stop.gently(folder.path):
-        outcome = drive(replace(job, observe=results.with_last_pack(job.observe)), scratch)
+        outcome = drive(replace(job, observe=results.with_last_pack(job.observe)), cluster)
     results.begin()
     is_done = outcome.num_done == outcome.num_trials
     if outcome.was_stopped:

@@ -105,7 +105,7 @@ class TrialList:
                     observe=show,
                     test=load_test_for(self.experiment.dataset, data_dir),
                 )
-                session.run(self.folder, job, cluster.folder, stop)
+                session.run(self.folder, job, cluster, stop)
 
     @contextmanager
     def _opened(self, dataset: Dataset) -> Iterator[Ledger]:
