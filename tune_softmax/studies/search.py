@@ -200,7 +200,7 @@ def _extended(
     """
     search = recorded.search
     in_all = recorded.num_trials
-    if in_all < search.num_trials and num_trials is not None:
+    if in_all < search.num_trials and num_trials not in {None, search.num_trials}:
         raise ResultsError(
             f"{folder.path}: --num-trials {num_trials}: the run has {in_all} trials, for its grid "
             f"has {recorded.space.grid_size} configurations; nothing can be added, leave it out"
