@@ -255,11 +255,12 @@ def _start_local(folder: Path, resources: Resources, is_wanted: threading.Event)
     empty.mkdir(exist_ok=True)
     try:
         _init(folder, runtime_env={"working_dir": str(empty)})
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except ClusterError:
+        raise
+    except Exception as error:  # Ray raises that very class where its node is late
         raise ClusterError(
-            f"Ray does not start on this machine: {_first_line(error)!r}; `tune-softmax doctor` "
-            f"looks at memory, disk and limits, and Ray's own log is below {folder.parent} while "
-            "it runs"
+            f"Ray does not start on this machine: {_first_line(error)!r}; try again when it is "
+            "less busy, or look with `tune-softmax doctor`"
         ) from error
 
 

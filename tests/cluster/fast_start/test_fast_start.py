@@ -69,3 +69,34 @@ def test_ray_starts_in_the_plain_way(switch, how):
     assert done.stdout.split() == ["7"]
     said = "Ray started in the plain way, for the fast one failed" in done.stderr
     assert said == (how == "broken")
+
+
+LATE = """
+import sys
+import ray
+from tune_softmax.cluster.connect import connect
+from tune_softmax.errors import ClusterError
+from tune_softmax.experiment.experiment import Resources
+def late(**_options):
+    raise Exception("The current node timed out during startup.")
+ray.init = late
+with connect(None, Resources()) as connecting:
+    try:
+        connecting.result()
+    except ClusterError as error:
+        print(error)
+"""
+
+
+def test_a_node_that_is_late_is_one_message():
+    """Ray raises a bare Exception after 30 s, as on a machine that is too busy."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE],
+        env=os.environ | {fast_start.SWITCH: "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "Ray does not start on this machine: 'The current node timed out" in done.stdout
+    assert "try again when it is less busy" in done.stdout
