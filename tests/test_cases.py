@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sqlite3
 import struct
 import subprocess
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path, monkeypatch):
     """Return the working folder, with `ok.yaml` in it; temporary files go to a short path."""
     monkeypatch.chdir(tmp_path)
-    place = tempfile.mkdtemp(prefix="ts", dir="/tmp")
+    place = tempfile.mkdtemp(prefix="t", dir="/tmp")
     monkeypatch.setenv("TMPDIR", place)
     (tmp_path / "ok.yaml").write_text(OK)
     yield tmp_path
@@ -213,25 +214,29 @@ def test_pid_namespace_cleanup(folder):
     """A search in another PID namespace, which sees no process of the first, deletes nothing."""
     if run("unshare", "--pid", "--fork", "--mount-proc", "true").returncode:
         pytest.skip("no PID namespace can be made here")
-    long = OK.replace("num_trials: 12", "num_trials: 64").replace("[1, 4]", "[400, 500]")
-    (folder / "long.yaml").write_text(long.replace("train_fraction: 0.1", "train_fraction: 1"))
-    place = Path(os.environ["TMPDIR"])
-    with Path("long.txt").open("w") as said:
+    long = OK.replace("{int: [1, 4]}", "5000").replace("asha: {grace_period: 1, ", "asha: none}#")
+    (folder / "long.yaml").write_text(long)
+    place, printed = Path(os.environ["TMPDIR"]), folder / "long.txt"
+    with printed.open("w") as said:
         first = subprocess.Popen([PROGRAM, "search", "long.yaml"], stdout=said, stderr=said)
         deadline = time.monotonic() + LIMIT_S
-        while not list(place.glob("tune-softmax-*")):
+        while "running in" not in printed.read_text():
             assert time.monotonic() < deadline
+            assert first.poll() is None, printed.read_text()
             time.sleep(0.1)
-        time.sleep(2)
         before = set(place.glob("tune-softmax-*"))
         inside = ["unshare", "--pid", "--fork", "--mount-proc", PROGRAM, "search", "ok.yaml"]
-        second = run(*inside)
-        is_alive = first.poll() is None
+        second = run(*inside, "--run-dir", "second")
         left = set(place.glob("tune-softmax-*"))
+        is_alive = first.poll() is None
+        first.send_signal(signal.SIGINT)
         code = first.wait(LIMIT_S)
     assert second.returncode == 0, second.stderr
-    assert not is_alive or before <= left
-    assert code == 0, Path("long.txt").read_text()
+    assert is_alive
+    assert before
+    assert before <= left
+    assert code == 130, printed.read_text()
+    assert "Traceback" not in printed.read_text()
 
 
 @pytest.mark.ray
@@ -274,7 +279,7 @@ def test_sqlite_locked_advice():
 def test_top_rung_lost(folder):
     """A power of the reduction factor is a rung, whatever its logarithm rounds to."""
     said = python(
-        "from tune_softmax.experiment.experiment import Asha\n"
+        "from tune_softmax.experiment.sections import Asha\n"
         "print(*[list(Asha(reduction_factor=f).rungs(n)) for f, n in "
         "((10, 1000), (3, 243), (3, 81))])\n"
     )
