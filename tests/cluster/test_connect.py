@@ -321,3 +321,32 @@ def test_more_than_the_cluster_has_is_refused(head, tmp_path):
     assert "3 CPUs" in refused.stderr
     assert "2 CPUs" in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+TWICE = """
+import sys
+from tune_softmax import load, search
+for where, address in (("local", None), ("joined", sys.argv[2])):
+    search(sys.argv[1], run_dir=where, address=address)
+    print(len(load(where).trials))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_one_process_searches_here_and_then_on_a_cluster(head, tmp_path):
+    """The local cluster's token is not in the way of the other's, which is the user's own."""
+    address, token = head
+    path = tmp_path / "joined.yaml"
+    path.write_text(EXPERIMENT)
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, str(path), address],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["6", "6"]

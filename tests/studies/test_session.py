@@ -2,6 +2,17 @@
 
 import subprocess
 import sys
+from contextlib import closing, nullcontext
+
+import pytest
+
+from tune_softmax.cluster import driver
+from tune_softmax.errors import ClusterLostError
+from tune_softmax.run.folder import RunFolder
+from tune_softmax.run.ledger import Ledger
+from tune_softmax.scheduler.dispatcher import Job
+from tune_softmax.studies import session
+from tune_softmax.studies.stopping import Stop
 
 CODE = """
 import sys, threading
@@ -34,3 +45,31 @@ def test_what_results_need_is_imported_once_the_last_pack_trains_alone():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1", "False", "True", "True", "5"]
+
+
+@pytest.mark.parametrize(
+    ("num_done", "reason"), [(3, "lost the cluster"), (10, "finished")], ids=["lost", "finished"]
+)
+def test_the_ledger_says_finished_of_a_finished_search_alone(
+    tmp_path, monkeypatch, num_done, reason
+):
+    """Ray Tune returns as if all were done when it has lost its cluster."""
+    monkeypatch.setattr(
+        driver, "drive", lambda _job, _cluster: driver.Outcome(num_done, 10, was_stopped=False)
+    )
+    folder = RunFolder(tmp_path)
+    with closing(Ledger.create(folder.ledger, {})) as ledger:
+        job = Job(
+            experiment=None,
+            agenda=None,
+            ledger=ledger,
+            dataset=None,
+            num_places=1,
+            should_stop=lambda: False,
+            observe=lambda _snapshot: None,
+        )
+        lost = pytest.raises(ClusterLostError, match="Ray ended after 3 of 10 trials")
+        with lost if num_done < 10 else nullcontext():
+            session.run(folder, job, None, Stop())
+        _, kind, detail = ledger.events()[-1]
+    assert (kind, detail["reason"]) == ("ended", reason)
