@@ -72,6 +72,7 @@ def test_nothing_of_the_working_folder_is_imported(tmp_path, small, switch):
     assert is_whole(tmp_path / "runs" / "small")
 
 
+@pytest.mark.slow
 def test_a_python_without_user_packages_is_no_hindrance(tmp_path, small):
     """PYTHONNOUSERSITE changes what `site` leaves in a process."""
     done = run(PROGRAM, "search", small, cwd=tmp_path, PYTHONNOUSERSITE="1")

@@ -24,7 +24,7 @@ from tune_softmax import cli
 from tune_softmax.data import dataset as data
 
 IS_LONG = "TUNE_SOFTMAX_FUZZ" in os.environ
-NUM_RUNS = int(os.environ.get("TUNE_SOFTMAX_FUZZ", "12"))
+NUM_RUNS = int(os.environ.get("TUNE_SOFTMAX_FUZZ", "8"))
 FIRST = int(os.environ.get("TUNE_SOFTMAX_FUZZ_FIRST", "0"))
 LIMIT_S = 60  # a machine may be busy; what hangs does so for ever
 LIMIT_BYTES = 3 << 30  # of memory beyond what every process has here
@@ -121,7 +121,9 @@ def test_a_run_from_a_stranger_does_no_harm(base, victim, tmp_path, seed):
     before = fuzzed_runs.state_of(victim)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     codes, faults = {}, []
-    often = OFTEN if IS_LONG else [*OFTEN[:2], draw.choice(OFTEN[2:])]
+    # Commands run in forks. Beside other tests torch has threads by then, which no fork has, so
+    # training is left to a run of these tests alone.
+    often = OFTEN if IS_LONG else [*OFTEN[:2], draw.choice(OFTEN[2:-1])]
     for words in [*often, draw.choice(SELDOM)]:
         out.mkdir()
         place = draw.choice([tmp_path, run])
