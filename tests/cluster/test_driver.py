@@ -96,12 +96,14 @@ def workers(folder, num_trials, manner):
     return {path.name for path in folder.iterdir()} - {"first"}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_worker_that_starts_late_is_waited_for(tmp_path):
     """The other one has ended many packs by then, and takes none of the late one's."""
     assert len(workers(tmp_path, 120, "at once")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_workers_wait_for_their_next_pack(tmp_path):
     """Both have none until the other's has ended; none is replaced by a new one."""
