@@ -172,6 +172,7 @@ print(*found)
 """
 
 
+@pytest.mark.slow
 def test_a_search_runs_in_a_thread(tmp_path, small):
     """Where Python lets nobody handle signals."""
     done = run(sys.executable, "-c", THREAD, small, tmp_path / "run", cwd=tmp_path)
@@ -197,6 +198,7 @@ print(len(search(load(sys.argv[1]), run_dir=sys.argv[2]).trials), before == dict
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_connected_to_ray_is_told_what_to_do(tmp_path, small):
     """Its cluster stays, nothing is written, and after `ray.shutdown()` a search runs."""
     done = run(sys.executable, "-c", CONNECTED, small, tmp_path / "run", cwd=tmp_path)

@@ -129,6 +129,7 @@ def test_a_full_standard_output_is_one_message(tmp_path, experiment):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_few_open_files_are_enough(tmp_path, experiment):
     """A limit of 128 is what some systems give."""
